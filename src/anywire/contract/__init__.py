@@ -1,0 +1,1 @@
+"""The contract: addresses, traits, errors, and the channels that every wire shares."""

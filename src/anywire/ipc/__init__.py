@@ -1,0 +1,1 @@
+"""What the wires need of the operating system: descriptors in flight, FIFOs."""

@@ -1,0 +1,1 @@
+"""The blocking front: the same names as ``anywire``, with calls that wait."""
