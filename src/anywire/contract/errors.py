@@ -12,7 +12,6 @@ which does not know the address, may raise and the layer above may set `error.ad
 from __future__ import annotations
 
 import errno
-import unicodedata
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
@@ -116,6 +115,10 @@ def _shown(char: str) -> str:
 
 
 def _cells(text: str) -> int:
+    if text.isascii():
+        return len(text)
+    import unicodedata  # a shared object: loaded only for the rare address that needs it
+
     return sum(
         0 if unicodedata.combining(char) else 2 if unicodedata.east_asian_width(char) in "WF" else 1 for char in text
     )
