@@ -1,0 +1,89 @@
+# Each target does all its own set-up from a fresh clone: a virtual environment in $(VENV) with the tools it needs from
+# PyPI, and this library installed there (not editable, so what is tested is what a wheel would hold).
+# Needs Python >= 3.11 with its headers, and a C compiler.
+#
+#   make demo         the main job: one program over every wire            DEMO_ARGS="--seconds 8"
+#   make test         all tests, under 6 minutes                           TESTS="tests/contract" PYTEST_ARGS="-x"
+#   make check        lint, types, layers, lists of files, docs
+#   make bench        beside what one would otherwise use                  BENCH_ARGS="--help"
+#   make docs         the site, into site/
+#   make wheel        a repaired wheel in dist/, proven where there is no compiler
+#   make fuzz         atheris on framing and addresses                     FUZZ_SECONDS=60
+#   make sanitize     the native code's tests under ASan and UBSan
+#   make evidence     everything slow, its results into docs/evidence/     EVIDENCE_ARGS="--list"
+#   make clean        remove all of the above
+
+PYTHON ?= python3
+# The interpreter is fixed when the environment is made. For another one beside it: VENV=.venv-3.13 PYTHON=python3.13
+VENV ?= .venv
+TESTS ?=
+PYTEST_ARGS ?=
+DEMO_ARGS ?=
+BENCH_ARGS ?=
+EVIDENCE_ARGS ?=
+FUZZ_SECONDS ?= 60
+# Passed to Meson, e.g. MESON_ARGS="-Csetup-args=-Db_sanitize=address,undefined"
+MESON_ARGS ?=
+
+BIN := $(VENV)/bin
+# The build finds meson, ninja and cython on PATH. No prompt may ever wait for an answer.
+export PATH := $(abspath $(BIN)):$(PATH)
+export PIP_NO_INPUT := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+SOURCES := pyproject.toml meson.build $(shell find src -type f \
+	\( -name '*.py' -o -name '*.pyx' -o -name '*.pxd' -o -name '*.pyi' -o -name '*.h' -o -name 'meson.build' \))
+
+.PHONY: demo test check bench docs docs-serve wheel fuzz sanitize evidence clean build
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/.built $(VENV)/.group-cli
+	$(BIN)/anywire demo $(DEMO_ARGS)
+
+test: $(VENV)/.built $(VENV)/.group-test
+	$(BIN)/python -m pytest $(PYTEST_ARGS) $(TESTS)
+
+bench: $(VENV)/.built $(VENV)/.group-bench
+	$(BIN)/anywire bench $(BENCH_ARGS)
+
+build: $(VENV)/.built
+
+# The interpreter itself isn't instrumented, so the runtime comes first by LD_PRELOAD, and its own allocator (which hides
+# small overruns) and its leaks (objects that live until exit) are left out.
+SANITIZE_TESTS ?= tests/framing tests/contract tests/wires tests/conformance
+sanitize:
+	@$(MAKE) --no-print-directory VENV=.venv-sanitize MESON_ARGS="-Csetup-args=-Db_sanitize=address,undefined \
+		-Csetup-args=-Db_lundef=false -Csetup-args=-Doptimization=1" .venv-sanitize/.built .venv-sanitize/.group-test
+	LD_PRELOAD=$$(gcc -print-file-name=libasan.so) PYTHONMALLOC=malloc ASAN_OPTIONS=detect_leaks=0:halt_on_error=1 \
+	UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 .venv-sanitize/bin/python -m pytest \
+		--timeout 240 -m "not no_sanitize" $(PYTEST_ARGS) $(SANITIZE_TESTS)
+
+# ---- environments -----------------------------------------------------------------------------------------------
+
+# One stamp a dependency group, so that `make demo` doesn't wait for the type checkers.
+$(VENV)/.group-%: pyproject.toml | $(VENV)/.python
+	@echo "installing the $* tools into $(VENV)"
+	@$(BIN)/python -m pip install -qq --group $*
+	@touch $@
+
+$(VENV)/.python:
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit(1)' || { echo \
+	"anywire needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>&1). Try: make PYTHON=python3.12" >&2; exit 1; }
+	@rm -rf build/$(notdir $(VENV))
+	@$(PYTHON) -m venv --clear $(VENV) || { echo \
+	"'$(PYTHON) -m venv' failed; on Debian and Ubuntu: apt install python3-venv python3-dev" >&2; exit 1; }
+	@$(BIN)/python -m pip install -qq --upgrade 'pip>=25.1'
+	@touch $@
+
+# ---- the library ------------------------------------------------------------------------------------------------
+
+# Meson's build directory stays, so only what changed is compiled.
+$(VENV)/.built: $(SOURCES) $(VENV)/.group-build
+	@mkdir -p build
+	@$(BIN)/python -m pip install -qq --no-build-isolation --no-deps -Cbuild-dir=build/$(notdir $(VENV)) $(MESON_ARGS) . \
+		> build/$(notdir $(VENV)).log 2>&1 || { cat build/$(notdir $(VENV)).log >&2; exit 1; }
+	@touch $@
+
+clean:
+	rm -rf .venv .venv-* build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find src -name '*.so' -delete
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
