@@ -65,8 +65,10 @@ TABLE = [
         ConnectionResetError,
         errno.ECONNRESET,
         {"reason": "connection reset", "unconfirmed": 3, **WHERE},
-        "recv tcp://h:1: the peer was lost (connection reset), 3 sent messages may not have reached its application; "
-        "connect again and send again what must arrive",
+        (
+            "recv tcp://h:1: the peer was lost (connection reset), 3 sent messages may not have reached its application; "
+            "connect again and send again what must arrive"
+        ),
     ),
     (ChannelClosed(**WHERE), BrokenPipeError, errno.EPIPE, WHERE, "recv tcp://h:1: it is closed"),
     (
@@ -74,8 +76,10 @@ TABLE = [
         ConnectionRefusedError,
         errno.ECONNREFUSED,
         {"reason": "nobody listens there"},
-        "recv tcp://h:1: refused: nobody listens there; start the listener first, or wait for it with "
-        "connect(wait=seconds)",
+        (
+            "recv tcp://h:1: refused: nobody listens there; start the listener first, or wait for it with "
+            "connect(wait=seconds)"
+        ),
     ),
     (
         Refused("uid 7 is not 0", **WHERE),
@@ -96,32 +100,40 @@ TABLE = [
         ValueError,
         None,
         {"size": 20_000_000, "limit": 16_777_216, "option": "max_message"},
-        "recv tcp://h:1: a message of 20,000,000 bytes is over the limit of 16,777,216; "
-        "raise max_message= on the receiving side, or send it in parts",
+        (
+            "recv tcp://h:1: a message of 20,000,000 bytes is over the limit of 16,777,216; "
+            "raise max_message= on the receiving side, or send it in parts"
+        ),
     ),
     (
         BadFrame(received=b"GET / HTTP/1.1\r\n", **WHERE),
         ConnectionError,
         errno.EPROTO,
         {"received": b"GET / HTTP/1.1\r\n"},
-        "recv tcp://h:1: the peer does not speak anywire's framing: an HTTP request, b'GET / HTTP/1.1\\r\\n'; "
-        "check that both ends use anywire on this address, in the same version",
+        (
+            "recv tcp://h:1: the peer does not speak anywire's framing: an HTTP request, b'GET / HTTP/1.1\\r\\n'; "
+            "check that both ends use anywire on this address, in the same version"
+        ),
     ),
     (
         Busy(**WHERE),
         RuntimeError,
         None,
         WHERE,
-        "recv tcp://h:1: another task or thread is receiving already; receive in one place and hand the messages out, "
-        "or open one channel for each receiver",
+        (
+            "recv tcp://h:1: another task or thread is receiving already; receive in one place and hand the messages out, "
+            "or open one channel for each receiver"
+        ),
     ),
     (
         Forked(**WHERE),
         RuntimeError,
         None,
         WHERE,
-        "recv tcp://h:1: it was opened before this process was forked; connect again in the child, or hand it over "
-        "with detach() and attach()",
+        (
+            "recv tcp://h:1: it was opened before this process was forked; connect again in the child, or hand it over "
+            "with detach() and attach()"
+        ),
     ),
 ]
 

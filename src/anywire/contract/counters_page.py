@@ -1,0 +1,247 @@
+"""Reading counters pages: this process's and others'.
+
+Owns: the layout as a reader sees it (docs/design/counters.md draws it), and finding the page of another process. Called
+from any thread; asks nothing of the process it reads, so it works while that one is blocked, stopped, or, once opened,
+dead. What can go wrong: the process has no page, or has one of another version (NoCounters); the kernel does not let
+this user look (PermissionError, as for `/proc/PID/fd`, proc(5)).
+
+A page is foreign memory: sizes and counts in it are checked against the file before use, and a page that its owner
+could shrink under the reader (which would kill the reader with SIGBUS) is refused: its seals are looked at first
+(fcntl(2), F_SEAL_SHRINK).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+import struct
+from dataclasses import dataclass, fields
+from types import TracebackType
+from typing import Self
+
+NAME = "anywire-counters"
+MAGIC = b"anywctr\0"
+VERSION = 1
+
+TOTALS, OVERFLOW, CHANNEL, STREAM, LISTENER = 1, 2, 3, 4, 5
+KINDS = {TOTALS: "totals", OVERFLOW: "overflow", CHANNEL: "channel", STREAM: "stream", LISTENER: "listener"}
+
+# Native byte order and the documented offsets: a page never leaves its host.
+HEADER = struct.Struct("@8sIIIIIIQQQQQI")
+SLOT = struct.Struct("@IIIIQ16QQ32s64s")
+_IDENTITY = struct.Struct("@II")
+
+_F_GET_SEALS, _F_SEAL_SHRINK = 1034, 2
+
+_MemoryLike = memoryview | mmap.mmap
+
+
+class NoCounters(LookupError):
+    """That process has no counters page, or none that this version of anywire can read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """What one channel, stream or listener counted. All counts are since it was opened.
+
+    `kind`: "channel", "stream", "listener", "totals" (all released slots) or "overflow". `address`: its first 64 bytes.
+    `opened_ns`: CLOCK_MONOTONIC, nanoseconds. `send_waits`, `recv_waits`: how often a send found the wire full and a
+    receive found it empty; `send_wait_ns`: how long sends waited in all. `queue_depth` is now, `queue_high` the most.
+    `confirmed`: sent messages that the peer's application has. `losses` with `loss` (the last reason) and `loss_code` (its
+    errno, or 0). `index` and `generation` together name the slot's owner, for tools that compare two readings.
+    """
+
+    kind: str = ""
+    address: str = ""
+    opened_ns: int = 0
+    messages_sent: int = 0
+    messages_received: int = 0
+    bytes_sent: int = 0
+    bytes_received: int = 0
+    send_waits: int = 0
+    recv_waits: int = 0
+    send_wait_ns: int = 0
+    queue_depth: int = 0
+    queue_high: int = 0
+    drops: int = 0
+    connects: int = 0
+    accepts: int = 0
+    accept_errors: int = 0
+    confirmed: int = 0
+    losses: int = 0
+    handler_errors: int = 0
+    loss_code: int = 0
+    loss: str = ""
+    index: int = 0
+    generation: int = 0
+
+
+COUNTERS = tuple(field.name for field in fields(Stats))[3:19]
+"""The names of the sixteen 64-bit counters, in the order of the page."""
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """One reading of a process's page. `slots`: those in use, by index."""
+
+    pid: int
+    version: int
+    started_realtime_ns: int
+    started_monotonic_ns: int
+    claims: int
+    releases: int
+    overflows: int
+    totals: Stats
+    overflow: Stats
+    slots: tuple[Stats, ...]
+
+    def sum(self, counter: str) -> int:
+        """A counter over the whole life of the process: released, open and overflowed slots. `queue_high`: the most."""
+        values = [getattr(stats, counter) for stats in (self.totals, self.overflow, *self.slots)]
+        return max(values) if counter == "queue_high" else sum(values)
+
+
+def read_slot(memory: _MemoryLike, offset: int, index: int = 0) -> Stats:
+    """The slot at `offset` in `memory`."""
+    values = SLOT.unpack_from(memory, offset)
+    return Stats(
+        KINDS.get(values[2], "" if not values[2] else f"kind {values[2]}"),
+        _text(values[23]),
+        *values[4:21],  # opened_ns and the sixteen counters
+        values[3],
+        _text(values[22]),
+        index,
+        values[1],
+    )
+
+
+def _text(raw: bytes) -> str:
+    return raw.rstrip(b"\0").decode("utf-8", "replace")
+
+
+def read_page(memory: _MemoryLike) -> Page:
+    """Read a mapped page. Raises NoCounters if it is none that this version reads."""
+    size = len(memory)
+    if size < HEADER.size or memory[:8] != MAGIC:
+        raise NoCounters("this is no counters page")
+    (_, version, header_size, slot_size, slot_count, pid, used, realtime, monotonic, claims, releases, overflows, _) = (
+        HEADER.unpack_from(memory)
+    )
+    if version != VERSION:
+        raise NoCounters(f"a counters page of version {version}; this anywire reads version {VERSION}")
+    # Later minor layouts may append to header and slot; what does not even hold ours, or is larger than the file, is none.
+    if header_size < HEADER.size or slot_size < SLOT.size or header_size % 8 or slot_size % 8:
+        raise NoCounters("this counters page has impossible sizes")
+    used = min(used, slot_count, (size - header_size) // slot_size)
+    if used < 2:
+        raise NoCounters("this counters page is not set up yet")
+    slots = []
+    for index in range(2, used):
+        stats = _read_used(memory, header_size + index * slot_size, index)
+        if stats is not None:
+            slots.append(stats)
+    return Page(
+        pid,
+        version,
+        realtime,
+        monotonic,
+        claims,
+        releases,
+        overflows,
+        read_slot(memory, header_size, 0),
+        read_slot(memory, header_size + slot_size, 1),
+        tuple(slots),
+    )
+
+
+def _read_used(memory: _MemoryLike, offset: int, index: int) -> Stats | None:
+    # The owner may release the slot, and another claim it, while it is read: then look again rather than mix the two.
+    for _ in range(3):
+        before = _IDENTITY.unpack_from(memory, offset)
+        if not before[0]:
+            return None
+        stats = read_slot(memory, offset, index)
+        if _IDENTITY.unpack_from(memory, offset) == before:
+            return stats
+    return None
+
+
+class Reader:
+    """Another process's page, opened. It can be read again and again, also after that process has died.
+
+    A context manager; `close()` unmaps the page. Made by `open_page`.
+    """
+
+    def __init__(self, memory: mmap.mmap) -> None:
+        self._memory = memory
+
+    def read(self) -> Page:
+        """Read the page now."""
+        return read_page(self._memory)
+
+    def close(self) -> None:
+        """Unmap the page. Safe to call twice."""
+        self._memory.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def open_page(pid: int) -> Reader:
+    """Map the counters page of a process of this user. Raises NoCounters, PermissionError.
+
+    The page is found among its descriptors by the memfd's name, and taken only if it says that it is this process's: a
+    child that is between fork and exec still holds its parent's.
+    """
+    refusal = f"process {pid} has no counters page: it has opened no channel, stream or listener"
+    try:
+        numbers = sorted(map(int, os.listdir(f"/proc/{pid}/fd")))
+        own_numbers = _pid_in_namespaces(pid)
+    except (FileNotFoundError, ProcessLookupError):
+        raise NoCounters(f"there is no process {pid}") from None
+    for number in numbers:
+        place = f"/proc/{pid}/fd/{number}"
+        try:
+            if not os.readlink(place).startswith(f"/memfd:{NAME}"):
+                continue
+            fd = os.open(place, os.O_RDONLY | os.O_CLOEXEC)
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # closed since it was listed
+        try:
+            reader = _map(fd)
+        except NoCounters as error:
+            refusal = f"process {pid}: {error}"
+            continue
+        finally:
+            os.close(fd)
+        try:
+            if reader.read().pid in own_numbers:
+                return reader
+        except NoCounters as error:
+            refusal = f"process {pid}: {error}"
+        reader.close()
+    raise NoCounters(refusal)
+
+
+def _map(fd: int) -> Reader:
+    if not fcntl.fcntl(fd, _F_GET_SEALS) & _F_SEAL_SHRINK:
+        raise NoCounters("its counters page is not sealed")
+    size = os.fstat(fd).st_size
+    if size < HEADER.size:
+        raise NoCounters("its counters page is not set up yet")
+    return Reader(mmap.mmap(fd, size, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ))
+
+
+def _pid_in_namespaces(pid: int) -> set[int]:
+    """All numbers that the process has, one in each pid namespace (proc(5), NSpid): it wrote its innermost one."""
+    with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as status:
+        for line in status:
+            if line.startswith("NSpid:"):
+                return {pid, *map(int, line.split()[1:])}
+    return {pid}
