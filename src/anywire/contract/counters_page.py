@@ -105,15 +105,10 @@ class Page:
 def read_slot(memory: _MemoryLike, offset: int, index: int = 0) -> Stats:
     """The slot at `offset` in `memory`."""
     values = SLOT.unpack_from(memory, offset)
-    return Stats(
-        KINDS.get(values[2], "" if not values[2] else f"kind {values[2]}"),
-        _text(values[23]),
-        *values[4:21],  # opened_ns and the sixteen counters
-        values[3],
-        _text(values[22]),
-        index,
-        values[1],
-    )
+    kind = KINDS.get(values[2], f"kind {values[2]}" if values[2] else "")
+    opened_and_counters = values[4:21]
+    ends = (values[3], _text(values[22]), index, values[1])
+    return Stats(*(kind, _text(values[23]), *opened_and_counters, *ends))
 
 
 def _text(raw: bytes) -> str:
