@@ -199,6 +199,7 @@ def test_require_host_port(text, carets):
 def test_requirements_met():
     assert require_host_port(Address.parse("tcp://b\u00fccher.example:0")) == ("b\u00fccher.example", 0)
     assert require_host_port(Address.parse("tcp://[::1]:7"), port_zero=False) == ("::1", 7)
+    assert require_host_port(Address.parse("tcp://:0")) == ("", 0)
     assert require_path(Address.parse("unix:///a/b")) == "/a/b"
     assert require_name(Address.parse("inproc://n")) == "n"
     forbid(Address.parse("inproc://n"), "port", "path", "abstract", "params")

@@ -359,11 +359,15 @@ def forbid(address: Address, *parts: str) -> None:
 
 
 def require_host_port(address: Address, *, port_zero: bool = True) -> tuple[str, int]:
-    """The host and port of `scheme://host:port`. With `port_zero=False` port 0 is refused: nobody can connect to it."""
+    """The host and port of `scheme://host:port`.
+
+    For listening, port 0 asks for any free port, and an empty host is all of this machine's. With `port_zero=False`
+    both are refused: nobody can connect to them.
+    """
     forbid(address, "abstract", "path")
-    if not address.host:
-        raise address.error("host", "the host is missing; for all of this machine's write 0.0.0.0 or [::]")
-    if not _ipv6(address.host):
+    if not address.host and (not port_zero or address.port is None):
+        raise address.error("host", f"the host is missing; write {address.scheme}://host:port")
+    if address.host and not _ipv6(address.host):
         try:
             # getaddrinfo would fail on these with a UnicodeError that names no address.
             good = address.host.encode("idna")

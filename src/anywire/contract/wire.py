@@ -1,0 +1,193 @@
+"""Wires: the page each one implements, and the registry that finds one by an address's scheme.
+
+Owns: the abstract classes `Wire` and `Acceptor`, and the table of schemes. The facade asks `wire_for(address)`; one
+instance of each wire class serves the whole process, so a wire keeps no state of a connection. Any thread.
+
+A wire is imported when its scheme is first used: the table below costs `import anywire` nothing. Other packages add
+wires by an entry point of group `anywire.wires` (name = scheme, value = Wire subclass); those are looked at only for a
+scheme that is not built in, because reading the installed packages' metadata takes milliseconds.
+
+What can go wrong: UnknownWire for a scheme nobody has; a package's wire that fails to load or is none is an UnknownWire
+too, which names that package.
+"""
+
+from __future__ import annotations
+
+import importlib
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+
+from anywire.contract.address import Address
+from anywire.contract.errors import UnknownWire
+from anywire.contract.options import Option
+from anywire.contract.traits import Traits
+from anywire.contract.waits import Steps
+
+if TYPE_CHECKING:
+    from anywire.contract.endpoint import ByteEndpoint, MessageEndpoint
+
+    Endpoint: TypeAlias = ByteEndpoint | MessageEndpoint
+
+
+class Wire(ABC):
+    """One way to carry bytes or messages. Subclass it, implement four methods, and register the class.
+
+    `schemes`: the address schemes it serves. `options`: the wire options it understands, by name; they arrive resolved
+    in `dial` and `bind`, each with a value. Called from any thread, at most once a connection: keep no state here.
+    """
+
+    schemes: ClassVar[tuple[str, ...]] = ()
+    options: ClassVar[Mapping[str, Option]] = {}
+
+    @abstractmethod
+    def traits(self, address: Address) -> Traits:
+        """What this wire promises at this address."""
+
+    @abstractmethod
+    def check(self, address: Address) -> None:
+        """Raise AddressError if the address means nothing on this wire. No I/O; `address.error` points at the part."""
+
+    @abstractmethod
+    def dial(self, address: Address, options: Mapping[str, Any]) -> Steps[Endpoint]:
+        """Connect: a generator that yields `Wait` and `Resolve` requests and returns a ByteEndpoint or MessageEndpoint.
+
+        Never blocks. Closes what it opened when it fails or is closed in mid-way. Raises Refused, TimedOut, OSError.
+        """
+
+    @abstractmethod
+    def bind(self, address: Address, options: Mapping[str, Any]) -> Acceptor:
+        """Listen, at once. Raises OSError (address in use, permission denied) or Unsupported."""
+
+
+class Acceptor(ABC):
+    """A bound address that connections come to. Used by one thread at a time."""
+
+    address: Address
+    """The real address: with the port that the kernel chose."""
+
+    @abstractmethod
+    def fileno(self) -> int:
+        """A descriptor that is readable when a connection waits; -1: the acceptor uses `set_wakeup`."""
+
+    @abstractmethod
+    def accept(self) -> Endpoint | None:
+        """The next connection, None when nothing waits now. Never blocks.
+
+        OSErrors such as EMFILE are raised as they are: backing off is the caller's part.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Stop listening and take the name away. Safe to call twice. Connections made stay open."""
+
+    def set_wakeup(self, callback: Callable[[], None] | None) -> None:
+        """Without a descriptor: call `callback`, from any thread, when a connection may wait. None ends that."""
+
+
+_BUILT_IN = {
+    "tcp": "anywire.wires.tcp:TcpWire",
+    "tls": "anywire.wires.tls:TlsWire",
+    "udp": "anywire.wires.udp:UdpWire",
+    "unix": "anywire.wires.unix:UnixWire",
+    "pipe": "anywire.wires.pipe:PipeWire",
+    "fifo": "anywire.wires.fifo:FifoWire",
+    "inproc": "anywire.wires.inproc:InprocWire",
+}
+
+_NOT_YET = ("ucx", "mpi", "nats", "kafka", "shm", "mq", "sysv", "auto")
+
+GROUP = "anywire.wires"
+
+_lock = threading.Lock()
+_wires: dict[str, Wire] = {}
+
+
+def register(wire_class: type[Wire]) -> type[Wire]:
+    """Make a wire known in this process under its schemes; usable as a decorator. Packages use an entry point instead.
+
+    A scheme that is registered again, or is built in, goes to the new class: a program may replace a wire.
+    """
+    if not (isinstance(wire_class, type) and issubclass(wire_class, Wire)):
+        raise TypeError(f"a wire is a subclass of anywire's Wire, not {wire_class!r}")
+    if not wire_class.schemes:
+        raise TypeError(f"{wire_class.__qualname__} names no schemes")
+    wire = wire_class()
+    with _lock:
+        _wires.update(dict.fromkeys(wire_class.schemes, wire))
+    return wire_class
+
+
+def unregister(wire_class: type[Wire]) -> None:
+    """Forget a class that was registered; a built-in wire of the same scheme is found again."""
+    with _lock:
+        for scheme in [scheme for scheme, wire in _wires.items() if type(wire) is wire_class]:
+            del _wires[scheme]
+
+
+def wire_for(address: Address | str) -> Wire:
+    """The wire of an address's scheme. Raises AddressError, UnknownWire. Does not `check` the address.
+
+    >>> wire_for("tcq://host:1")
+    Traceback (most recent call last):
+    anywire.contract.errors.UnknownWire: ...
+    """
+    address = Address.parse(address)
+    scheme = address.scheme
+    wire = _wires.get(scheme)
+    if wire is not None:
+        return wire
+    target = _BUILT_IN.get(scheme)
+    if target is not None:
+        module, _, name = target.partition(":")
+        wire = getattr(importlib.import_module(module), name)()
+    else:
+        wire = _from_entry_point(address)
+    with _lock:
+        # Two threads may have made one each: both use the first.
+        return _wires.setdefault(scheme, wire)
+
+
+def known_schemes() -> list[str]:
+    """All schemes that an address can have here: built in, registered, and from installed packages. Sorted."""
+    return sorted({*_BUILT_IN, *_wires, *(entry.name for entry in _entry_points())})
+
+
+def _entry_points() -> Any:
+    from importlib import metadata  # 10 ms to import, and only third-party schemes need it
+
+    return metadata.entry_points(group=GROUP)
+
+
+def _from_entry_point(address: Address) -> Wire:
+    scheme = address.scheme
+    for entry in _entry_points():
+        if entry.name != scheme:
+            continue
+        package = entry.dist.name if entry.dist is not None else entry.value
+        try:
+            wire_class = entry.load()
+        except Exception as error:
+            raise UnknownWire(
+                scheme,
+                hint=f"the package {package!r} brings one, but loading {entry.value} failed: "
+                f"{type(error).__name__}: {error}",
+                address=address,
+                operation="load",
+            ) from error
+        if not (isinstance(wire_class, type) and issubclass(wire_class, Wire)):
+            raise UnknownWire(
+                scheme,
+                hint=f"the package {package!r} names {entry.value}, which is no subclass of anywire's Wire",
+                address=address,
+                operation="load",
+            )
+        try:
+            return wire_class()
+        except TypeError as error:  # abstract methods are missing
+            raise UnknownWire(
+                scheme, hint=f"the package {package!r}: {error}", address=address, operation="load"
+            ) from error
+    hint = f"{scheme}: is planned, and not in this version of anywire" if scheme in _NOT_YET else ""
+    raise UnknownWire(scheme, known_schemes(), hint=hint, address=address, operation="use")
