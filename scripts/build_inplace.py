@@ -57,8 +57,10 @@ def install(build: Path) -> int:
         (SOURCE / stale).unlink()
     for module in modules:
         new, old = build / "meson" / "src" / module, SOURCE / module
-        if old.exists() and (old.stat().st_mtime_ns, old.stat().st_size) == (new.stat().st_mtime_ns, new.stat().st_size):
-            continue
+        if old.exists():
+            here, there = old.stat(), new.stat()
+            if (here.st_mtime_ns, here.st_size) == (there.st_mtime_ns, there.st_size):
+                continue
         # A process may have the old file mapped: replace the name, never write into the file.
         temporary = old.with_name(old.name + ".new")
         shutil.copy2(new, temporary)

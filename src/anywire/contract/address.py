@@ -164,7 +164,7 @@ def _scan(text: str) -> tuple[_Parts, _Spans]:
     if not text:
         raise AddressError(text, 0, 0, "the address is empty; write one like tcp://host:port")
     for at, char in enumerate(text):
-        if not char.isprintable() and not "\udc80" <= char <= "\udcff" or char.isspace():
+        if (not char.isprintable() and not "\udc80" <= char <= "\udcff") or char.isspace():
             raise AddressError(text, at, at + 1, "spaces and unprintable characters are written as %20 and so on")
         if char == "#":
             raise AddressError(text, at, at + 1, "an address has no fragment; write # as %23")
