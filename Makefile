@@ -33,7 +33,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 SOURCES := pyproject.toml meson.build $(shell find src -type f \
 	\( -name '*.py' -o -name '*.pyx' -o -name '*.pxd' -o -name '*.pyi' -o -name '*.h' -o -name 'meson.build' \))
 
-.PHONY: demo test check bench docs docs-serve wheel fuzz sanitize evidence clean build
+.PHONY: demo test check check-lint check-types check-layers check-files bench docs wheel fuzz sanitize evidence clean build
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.built $(VENV)/.group-cli
@@ -56,6 +56,29 @@ sanitize:
 	LD_PRELOAD=$$(gcc -print-file-name=libasan.so) PYTHONMALLOC=malloc ASAN_OPTIONS=detect_leaks=0:halt_on_error=1 \
 	UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 .venv-sanitize/bin/python -m pytest \
 		--timeout 240 -m "not no_sanitize" $(PYTEST_ARGS) $(SANITIZE_TESTS)
+
+# Each check runs even when another failed, so that one run shows everything.
+check: $(VENV)/.built $(VENV)/.group-check $(VENV)/.group-docs
+	@$(MAKE) --no-print-directory --keep-going check-lint check-types check-layers check-files docs
+
+check-lint: $(VENV)/.group-check
+	$(BIN)/ruff check --quiet --output-format concise .
+
+# Two type checkers on the public names; pyright reads the stubs themselves too.
+check-types: $(VENV)/.built $(VENV)/.group-check
+	$(BIN)/mypy
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+check-layers: $(VENV)/.built $(VENV)/.group-check
+	@$(BIN)/lint-imports --no-logo >build/layers.log 2>&1 || { cat build/layers.log; exit 1; }
+	$(BIN)/python scripts/check_layers.py
+
+check-files: $(VENV)/.group-check
+	$(BIN)/python scripts/check_sources.py
+	@$(BIN)/towncrier build --draft --version next >build/changelog.log 2>&1 || { cat build/changelog.log; exit 1; }
+
+docs: $(VENV)/.group-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 # ---- environments -----------------------------------------------------------------------------------------------
 
