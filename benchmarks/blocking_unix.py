@@ -1,9 +1,9 @@
 """What does a blocking channel over a Unix socket cost two processes, in calls to the kernel, CPU time and time?
 
 Each contender is two processes on CPUs of their own (`anywire.cli.contenders`): anywire's blocking front, the barest
-socket pair that Python can do (`sendall`, `recv`/`recv_into`, no framing, the size known to both), multiprocessing.Pipe,
-pyzmq and pynng. To be shown: one send and one receive call a message; CPU time per message at most 1.15 × the bare
-socket pair; faster than the other three; 1 MiB and 16 MiB at least as fast as the bare pair.
+socket pair that Python can do (`sendall`, `recv`/`recv_into`, no framing, the size known to both),
+multiprocessing.Pipe, pyzmq and pynng. To be shown: one send and one receive call a message; CPU time per message
+at most 1.15 × the bare socket pair; faster than the other three; 1 MiB and 16 MiB at least as fast as the bare pair.
 
 There and back is the measure. One way is reported: there pyzmq and pynng collect messages in threads of their own,
 which `send_many` and `recv_many` do without threads ("many").
@@ -32,7 +32,7 @@ RECEIVES = ("recvfrom", "recvmsg", "read", "readv")
 
 
 def count_calls(contender: Contender, size: int, count: int) -> dict[str, int]:
-    """System calls that both processes of a pair make for `count` round trips, by name, with all that surrounds them."""
+    """System calls that both processes of a pair make for `count` round trips, by name, with what surrounds them."""
     with tempfile.TemporaryDirectory() as directory:
         # One file a process, since two of them can't share one.
         wrap = ["sh", "-c", f'exec strace -f -c -o "{directory}/$$" "$@"', "strace"]
@@ -81,7 +81,8 @@ def claims(report: Report, peers: list[str]) -> None:
     results = report.results
     for size in SMALL:
         cell = f"{size_name(size)} there and back"
-        report.claim(f"{cell}, CPU time of a bare socket pair", results.ratio(cell, OURS, BARE, "cpu_us"), 1.15, at_most=True)
+        spent = results.ratio(cell, OURS, BARE, "cpu_us")
+        report.claim(f"{cell}, CPU time of a bare socket pair", spent, 1.15, at_most=True)
     for size in SIZES:
         for peer in peers:
             cell = f"{size_name(size)} there and back"
@@ -97,7 +98,7 @@ def main() -> None:
     parser = options(__doc__, rounds=5, seconds=0.15)
     parser.add_argument("--no-strace", action="store_true", help="don't count system calls")
     arguments = parser.parse_args()
-    report = Report("blocking_unix: the blocking front over a Unix socket, two processes", ("anywire", "pyzmq", "pynng"))
+    report = Report("blocking_unix: blocking front over a Unix socket, two processes", ("anywire", "pyzmq", "pynng"))
     report.begin()
     found = {c.name: c for c in contenders() if c.front == "blocking" and c.name in NAMES}
     for contender in found.values():

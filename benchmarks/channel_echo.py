@@ -1,8 +1,9 @@
 """What does framing cost? An echo of messages through `anywire.serve`, beside the same bytes handled by hand.
 
-The load generator and one of the servers are C and speak anywire's preamble and frame headers (docs/design/interfaces.md).
-The peer to beat is what one writes by hand on asyncio streams: `readexactly` for the header, `readexactly` for the
-message, `write`, `drain`, on the same loop, for the same bytes. To be shown: 1.2 × that; the ratio to C is reported.
+The load generator and one of the servers are C and speak anywire's preamble and frame headers
+(docs/design/interfaces.md). The peer to beat is what one writes by hand on asyncio streams: `readexactly` for the
+header, `readexactly` for the message, `write`, `drain`, on the same loop, for the same bytes. To be shown: 1.2 × that;
+the ratio to C is reported.
 """
 
 from __future__ import annotations
@@ -78,19 +79,23 @@ def main() -> None:
         names.append("by hand on uvloop")
     with native_programs() as programs, contextlib.ExitStack() as stack:
         servers = {name: stack.enter_context(module_server("benchmarks.channel_echo", name)) for name in names}
-        servers["C epoll"] = stack.enter_context(Child(SERVER_CORE, programs / "echo_server", "127.0.0.1", "0", "framed"))
+        native = Child(SERVER_CORE, programs / "echo_server", "127.0.0.1", "0", "framed")
+        servers["C epoll"] = stack.enter_context(native)
         ports = {name: int(server.line().split()[1]) for name, server in servers.items()}
         for number in range(arguments.rounds):
             for connections, size, depth in CELLS:
                 for name in turns(list(servers), number):
-                    figures = load(programs, ports[name], connections, size, depth, arguments.seconds, "framed", servers[name].pid)
+                    pid = servers[name].pid
+                    figures = load(programs, ports[name], connections, size, depth, arguments.seconds, "framed", pid)
                     report.results.add(cell_name(connections, size, depth), name, figures)
     for cell in report.results.cells:
         report.rates(cell, BASE, "rate", ("server_cpu_us", "p50_us", "p99_us", "client_load"))
         # One connection, one message: both sides sleep for each, which takes longer than all else and is alike for all.
         if not cell.startswith("1 ×"):
-            report.claim(f"Channel, {cell}, of {BASE}", report.results.ratio(cell, "anywire Channel", BASE, "rate"), TARGET)
-        report.note(f"Channel, {cell}, of the C server: {report.results.ratio(cell, 'anywire Channel', 'C epoll', 'rate') or 0:.2f} ×")
+            ratio = report.results.ratio(cell, "anywire Channel", BASE, "rate")
+            report.claim(f"Channel, {cell}, of {BASE}", ratio, TARGET)
+        native_ratio = report.results.ratio(cell, "anywire Channel", "C epoll", "rate") or 0
+        report.note(f"Channel, {cell}, of the C server: {native_ratio:.2f} ×")
     report.finish(arguments.json)
 
 

@@ -160,7 +160,9 @@ class Child:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
 
@@ -181,11 +183,14 @@ def native_programs() -> Iterator[Path]:
         yield Path(directory)
 
 
-def load(programs: Path, port: int, conns: int, size: int, depth: int, seconds: float, mode: str, pid: int) -> dict[str, float]:
+def load(
+    programs: Path, port: int, conns: int, size: int, depth: int, seconds: float, mode: str, pid: int
+) -> dict[str, float]:
     """One run of the load generator against a server on 127.0.0.1: its JSON."""
     command = [programs / "echo_client", "127.0.0.1", port, conns, size, depth, seconds, mode, pid]
     done = subprocess.run(
-        ["taskset", "-c", str(CLIENT_CORE), *map(str, command)], capture_output=True, text=True, timeout=seconds + 40, check=False,
+        ["taskset", "-c", str(CLIENT_CORE), *map(str, command)],
+        capture_output=True, text=True, timeout=seconds + 40, check=False,
     )
     if done.returncode:
         raise RuntimeError(done.stderr.strip() or f"the load generator ended with status {done.returncode}")

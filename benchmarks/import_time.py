@@ -61,7 +61,8 @@ def main() -> None:
         more = report.results.median("more than asyncio", name, "ms")
         report.claim(f"importing {name}, beyond asyncio", more, LIMIT, "ms", at_most=True)
     report.claim(
-        f"optional modules imported ({', '.join(sorted(optional)) or 'none'})", float(len(optional)), 0, "modules", at_most=True
+        f"optional modules imported ({', '.join(sorted(optional)) or 'none'})",
+        float(len(optional)), 0, "modules", at_most=True,
     )
     report.finish(arguments.json)
 

@@ -59,7 +59,8 @@ def main() -> int:
             target = f"{'≤' if claim['at_most'] else '≥'} {claim['limit']:g} {claim['unit']}"
             print(f"  {'PASS' if claim['holds'] else 'FAIL'}  {claim['text']}: {value} (target {target})")
     if arguments.json is not None:
-        arguments.json.write_text(json.dumps({"machine": machine(("anywire",)), "benchmarks": outcomes}, indent=1) + "\n")
+        document = {"machine": machine(("anywire",)), "benchmarks": outcomes}
+        arguments.json.write_text(json.dumps(document, indent=1) + "\n")
     return 1 if bad and arguments.check else 0
 
 

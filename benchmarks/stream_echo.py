@@ -94,7 +94,8 @@ def main() -> None:
             for connections, size in CELLS:
                 for name in turns(list(servers), number):
                     figures = load(
-                        programs, ports[name], connections, size, arguments.depth, arguments.seconds, "raw", servers[name].pid
+                        programs, ports[name], connections, size, arguments.depth, arguments.seconds, "raw",
+                        servers[name].pid,
                     )
                     report.results.add(f"{connections} × {size_name(size)}", name, figures)
     for connections, size in CELLS:
@@ -103,7 +104,8 @@ def main() -> None:
         if (connections, size) in TARGETS:
             ratio = report.results.ratio(cell, "anywire Stream", BASE, "rate")
             report.claim(f"Stream, {cell}, of asyncio streams", ratio, TARGETS[connections, size])
-        report.note(f"Stream, {cell}, of the C server: {report.results.ratio(cell, 'anywire Stream', 'C epoll', 'rate') or 0:.2f} ×")
+        native_ratio = report.results.ratio(cell, "anywire Stream", "C epoll", "rate") or 0
+        report.note(f"Stream, {cell}, of the C server: {native_ratio:.2f} ×")
     report.finish(arguments.json)
 
 

@@ -66,8 +66,8 @@ TABLE = [
         errno.ECONNRESET,
         {"reason": "connection reset", "unconfirmed": 3, **WHERE},
         (
-            "recv tcp://h:1: the peer was lost (connection reset), 3 sent messages may not have reached its application; "
-            "connect again and send again what must arrive"
+            "recv tcp://h:1: the peer was lost (connection reset), 3 sent messages may not have reached its "
+            "application; connect again and send again what must arrive"
         ),
     ),
     (ChannelClosed(**WHERE), BrokenPipeError, errno.EPIPE, WHERE, "recv tcp://h:1: it is closed"),
@@ -121,8 +121,8 @@ TABLE = [
         None,
         WHERE,
         (
-            "recv tcp://h:1: another task or thread is receiving already; receive in one place and hand the messages out, "
-            "or open one channel for each receiver"
+            "recv tcp://h:1: another task or thread is receiving already; receive in one place and hand the messages "
+            "out, or open one channel for each receiver"
         ),
     ),
     (

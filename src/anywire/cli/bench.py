@@ -138,7 +138,7 @@ def ratios(results: Results, sizes: Sequence[int]) -> Table:
 
 
 def plot(results: Results, sizes: Sequence[int], file: Path) -> None:
-    """Round trips and one-way bytes a second over message size, both axes logarithmic; the suffix decides the format."""
+    """Round trips and one-way bytes a second over message size, both axes logarithmic; the suffix is the format."""
     matplotlib = importlib.import_module("matplotlib")
     matplotlib.use("Agg")                   # a file, never a window
     figure, axes = importlib.import_module("matplotlib.pyplot").subplots(1, 2, figsize=(13, 6), layout="constrained")
@@ -239,7 +239,7 @@ def bench(
     here = [contender for contender in wanted if not contender.missing]
     absent = dict.fromkeys(contender.needs for contender in wanted if contender.missing)
     with notes.status("") as status:
-        results = run(here, sizes, rounds, seconds, lambda text: status.update(text))
+        results = run(here, sizes, rounds, seconds, status.update)
     description = machine(PEERS)
     if as_json:
         click.echo(json.dumps({"machine": description, "cells": results.as_json()}, indent=1))

@@ -42,7 +42,7 @@ BATCH = 64                          # messages
 
 @dataclass(frozen=True)
 class Contender:
-    """One way to talk: `address` may hold `{directory}`; `needs` is the distribution to install, `module` its import."""
+    """One way to talk: `address` may hold `{directory}`; `needs` is the distribution to install, `module` its name."""
 
     name: str
     front: str                      # "blocking" or "asyncio"
@@ -84,7 +84,9 @@ def contenders() -> list[Contender]:
         *_wires(),
         Contender("anywire unix recv_into", "blocking", "anywire_into", "unix://{directory}/d.sock"),
         *(
-            Contender("anywire unix many", front, "anywire_many", "unix://{directory}/e.sock", phases=("flow",), batched=True)
+            Contender(
+                "anywire unix many", front, "anywire_many", "unix://{directory}/e.sock", phases=("flow",), batched=True
+            )
             for front in ("blocking", "asyncio")
         ),
         Contender("bare socket pair", "blocking", "socketpair", inherits="socketpair"),

@@ -83,7 +83,7 @@ def cores() -> tuple[int, int]:
 
 
 def machine(packages: Iterable[str] = ()) -> dict[str, Any]:
-    """What the figures depend on: CPU, cores, kernel, Python, the versions of `packages` (None: not installed), date."""
+    """What the figures depend on: CPU, cores, kernel, Python, versions of `packages` (None: not installed), date."""
     versions: dict[str, str | None] = {}
     for name in packages:
         try:
@@ -140,7 +140,9 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [list(header), *map(list, rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
     drawn = [
-        "  ".join([line[0].ljust(widths[0]), *(text.rjust(width) for text, width in zip(line[1:], widths[1:], strict=True))])
+        "  ".join(
+            [line[0].ljust(widths[0]), *(text.rjust(width) for text, width in zip(line[1:], widths[1:], strict=True))]
+        )
         for line in lines
     ]
     return "\n".join([drawn[0].rstrip(), "─" * len(drawn[0]), *(line.rstrip() for line in drawn[1:])])

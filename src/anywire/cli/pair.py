@@ -29,7 +29,9 @@ class Failed(Exception):
 
 
 class _Child:
-    def __init__(self, contender: Contender, role: str, core: int, address: str, fds: Sequence[int], wrap: Sequence[str]):
+    def __init__(
+        self, contender: Contender, role: str, core: int, address: str, fds: Sequence[int], wrap: Sequence[str]
+    ) -> None:
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the child
         self.answers = b""
         self.process = subprocess.Popen(
@@ -137,10 +139,11 @@ class Pair:
         client, server = self.client.answer(PATIENCE + seconds), self.server.answer(PATIENCE + seconds)
         # CLOCK_MONOTONIC is one clock for all processes of a host: clock_gettime(2).
         ended = client["ended"] if phase == "echo" else server["ended"]
-        return {"seconds": (ended - client["began"]) / 1e9, "client": client["cpu"] / 1e9, "server": server["cpu"] / 1e9}
+        wall = (ended - client["began"]) / 1e9
+        return {"seconds": wall, "client": client["cpu"] / 1e9, "server": server["cpu"] / 1e9}
 
     def measure(self, phase: str, size: int, seconds: float) -> dict[str, float]:
-        """About `seconds` of `phase`: messages (echo: round trips) per second, MB/s one way, CPU µs for each of them."""
+        """About `seconds` of `phase`: messages (echo: round trips) per second, MB/s one way, CPU µs for each."""
         count = self.counts.get((phase, size))
         if count is None:                   # warm up, and see how fast it is
             count = 4
@@ -166,5 +169,7 @@ class Pair:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()

@@ -48,8 +48,8 @@ class Stats:
     `kind`: "channel", "stream", "listener", "totals" (all released slots) or "overflow". `address`: its first 64 bytes.
     `opened_ns`: CLOCK_MONOTONIC, nanoseconds. `send_waits`, `recv_waits`: how often a send found the wire full and a
     receive found it empty; `send_wait_ns`: how long sends waited in all. `queue_depth` is now, `queue_high` the most.
-    `confirmed`: sent messages that the peer's application has. `losses` with `loss` (the last reason) and `loss_code` (its
-    errno, or 0). `index` and `generation` together name the slot's owner, for tools that compare two readings.
+    `confirmed`: sent messages that the peer's application has. `losses` with `loss` (the last reason) and `loss_code`
+    (its errno, or 0). `index` and `generation` together name the slot's owner, for tools that compare two readings.
     """
 
     kind: str = ""
@@ -125,7 +125,7 @@ def read_page(memory: _MemoryLike) -> Page:
     )
     if version != VERSION:
         raise NoCounters(f"a counters page of version {version}; this anywire reads version {VERSION}")
-    # Later minor layouts may append to header and slot; what does not even hold ours, or is larger than the file, is none.
+    # Later minor layouts may append to header and slot; what can't hold ours, or is larger than the file, is none.
     if header_size < HEADER.size or slot_size < SLOT.size or header_size % 8 or slot_size % 8:
         raise NoCounters("this counters page has impossible sizes")
     used = min(used, slot_count, (size - header_size) // slot_size)
