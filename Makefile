@@ -57,6 +57,12 @@ sanitize:
 	UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 .venv-sanitize/bin/python -m pytest \
 		--timeout 240 -m "not no_sanitize" $(PYTEST_ARGS) $(SANITIZE_TESTS)
 
+# Each target for this long. A crash stops the run and leaves its input, crash-*, in build/.
+FUZZ_SECONDS ?= 60
+fuzz: $(VENV)/.built $(VENV)/.group-fuzz
+	cd build && for target in ../fuzz/*.py; do echo "$$target: $(FUZZ_SECONDS) s"; \
+		$(abspath $(BIN))/python $$target -max_total_time=$(FUZZ_SECONDS) -print_final_stats=1 -verbosity=0 || exit 1; done
+
 # Each check runs even when another failed, so that one run shows everything.
 check: $(VENV)/.built $(VENV)/.group-check $(VENV)/.group-docs
 	@$(MAKE) --no-print-directory --keep-going check-lint check-types check-layers check-files docs

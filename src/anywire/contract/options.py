@@ -1,8 +1,8 @@
 """Wire options: what an address's `?key=value` and the keyword arguments of connect and serve may say.
 
 Owns: reading them from text, checking them, defaults, and refusing unknown ones by name. Called by the facade before a
-wire is touched, on the caller's thread. What can go wrong: AddressError for what stands in the address (pointing at it),
-TypeError for an unknown keyword and ValueError for a keyword's bad value, as for any Python function.
+wire is touched, on the caller's thread. What can go wrong: AddressError for what stands in the address (pointing at
+it), TypeError for an unknown keyword and ValueError for a keyword's bad value, as for any Python function.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ _SECONDS_IN = {None: 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 class Option:
     """One option of a wire.
 
-    `name`: the key in an address and the keyword. `type`: bool, int (0 or more), float (seconds) or str, or a converter:
-    a function that takes what was given, text from an address or a Python value from a keyword, and returns the value
-    or raises ValueError with what would be right. This module has some: `octal_mode`, `seconds`, `size`, `integer`,
-    `one_of`, `path`, `words`, `any_value`. `default` is not converted. `doc`: one line. `sides`: where it means
-    something. In an address, which both sides may share, an option of the other side is passed over; as a keyword it
-    is refused.
+    `name`: the key in an address and the keyword. `type`: bool, int (0 or more), float (seconds) or str, or a
+    converter: a function that takes what was given, text from an address or a Python value from a keyword, and returns
+    the value or raises ValueError with what would be right. This module has some: `octal_mode`, `seconds`, `size`,
+    `integer`, `one_of`, `path`, `words`, `any_value`. `default` is not converted. `doc`: one line. `sides`: where it
+    means something. In an address, which both sides may share, an option of the other side is passed over; as a keyword
+    it is refused.
     """
 
     name: str
@@ -111,7 +111,7 @@ def boolean(value: Any) -> bool:
             "0": False,
         }.get(value.lower(), value)
     if not isinstance(value, bool):
-        raise ValueError("write true or false")  # noqa: TRY004 - the same error for text and for values
+        raise ValueError("write true or false")
     return value
 
 
