@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from anywire.contract.address import Address
-from anywire.contract.errors import UnknownWire
+from anywire.contract.errors import UnknownWire, Unsupported
 from anywire.contract.options import Option
 from anywire.contract.traits import Traits
 from anywire.contract.waits import Steps
@@ -61,6 +61,13 @@ class Wire(ABC):
         """Listen, at once. Raises OSError (address in use, permission denied) or Unsupported."""
 
 
+    def adopt_listener(
+        self, address: Address, fds: list[int], state: Mapping[str, Any], options: Mapping[str, Any]
+    ) -> Acceptor:
+        """The acceptor of descriptors that `Acceptor.detach` gave away in another process."""
+        raise Unsupported("this wire's listener can't move to another process", address=address, operation="attach")
+
+
 class Acceptor(ABC):
     """A bound address that connections come to. Used by one thread at a time."""
 
@@ -81,6 +88,18 @@ class Acceptor(ABC):
     @abstractmethod
     def close(self) -> None:
         """Stop listening and take the name away. Safe to call twice. Connections made stay open."""
+
+    def greet(self, endpoint: Endpoint) -> Steps[Endpoint]:
+        """The wire's own handshake with an accepted connection, before anything else is read from it (TLS).
+
+        A generator like `dial`, run beside the accepting; returns the endpoint to use.
+        """
+        return endpoint
+        yield
+
+    def detach(self) -> tuple[list[int], dict[str, Any]]:
+        """Give the listening descriptors away, for another process: (descriptors, state for `Wire.adopt_listener`)."""
+        raise Unsupported("this wire's listener can't move to another process", address=self.address, operation="detach")
 
     def set_wakeup(self, callback: Callable[[], None] | None) -> None:
         """Without a descriptor: call `callback`, from any thread, when a connection may wait. None ends that."""

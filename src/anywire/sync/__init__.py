@@ -1,1 +1,439 @@
-"""The blocking front: the same names as ``anywire``, with calls that wait."""
+"""The blocking front door: the names of `anywire`, each waiting by itself.
+
+No hidden event loop and no helper thread: `connect` waits in the kernel, `serve` runs a thread per connection, as said.
+Channels may be used from any thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Generic, TypeAlias, TypeVar
+
+from anywire.contract import counters
+from anywire.contract.address import Address
+from anywire.contract.blocking import Channel, Stream
+from anywire.contract.counters_page import LISTENER
+from anywire.contract.driver import run_blocking
+from anywire.contract.endpoint import MessageEndpoint
+from anywire.contract.errors import AnywireError, ChannelClosed, EndOfChannel, PeerLost, Refused, TimedOut
+from anywire.contract.handle import Handle
+from anywire.contract.peer import Peer
+from anywire.wires import establish
+from anywire.wires.moving import attach_endpoint, detach_listener, pipe
+from anywire.wires.plan import CONNECT_TIMEOUT, HANDSHAKE_TIMEOUT, Plan, bind_all, may_connect, plan_for, verdict_of
+
+log = logging.getLogger("anywire")
+
+F = TypeVar("F", Channel, Stream)
+Authorize: TypeAlias = Callable[[Peer], "bool | str | None"]
+
+__all__ = [
+    "Channel",
+    "Listener",
+    "Server",
+    "Stream",
+    "attach",
+    "connect",
+    "connect_forever",
+    "connect_stream",
+    "listen",
+    "listen_stream",
+    "pipe",
+    "serve",
+    "serve_stream",
+]
+
+
+def connect(
+    address: str | Address,
+    *,
+    timeout: float | None = CONNECT_TIMEOUT,
+    wait: float | None = None,
+    max_message: int | None = None,
+    handshake_timeout: float = HANDSHAKE_TIMEOUT,
+    authorize: Authorize | None = None,
+    **wire_options: Any,
+) -> Channel:
+    """Connect to `address`: a Channel, also a context manager that closes it. Parameters and errors: `anywire.connect`."""
+    plan = plan_for(address, "channel", "connect", max_message, handshake_timeout, wire_options)
+    return Channel(_connect(plan, timeout, wait, authorize))
+
+
+def connect_stream(
+    address: str | Address,
+    *,
+    timeout: float | None = CONNECT_TIMEOUT,
+    wait: float | None = None,
+    authorize: Authorize | None = None,
+    **wire_options: Any,
+) -> Stream:
+    """Connect to `address`: a Stream of bytes. Parameters and errors: `anywire.connect_stream`."""
+    plan = plan_for(address, "stream", "connect", None, HANDSHAKE_TIMEOUT, wire_options)
+    return Stream(_connect(plan, timeout, wait, authorize))
+
+
+def _connect(plan: Plan, timeout: float | None, wait: float | None, authorize: Authorize | None) -> MessageEndpoint:
+    limit = None if timeout is None else timeout + (wait or 0)
+    deadline = None if limit is None else time.monotonic() + limit
+    steps = establish.connect_steps(plan.wire, plan.address, plan.face, plan.options, wait)
+    try:
+        endpoint = run_blocking(steps, deadline)
+    except TimedOut as error:
+        if error.operation:
+            raise
+        raise TimedOut(limit or 0.0, address=str(plan.address), operation="connect") from None
+    refusal = _judge(authorize, endpoint.peer)
+    if refusal is not None:
+        endpoint.release()
+        raise Refused(f"this side refused the peer: {refusal}", address=str(plan.address), operation="connect")
+    return endpoint
+
+
+def _judge(authorize: Authorize | None, peer: Peer | None) -> str | None:
+    if authorize is None:
+        return may_connect(peer)
+    return verdict_of(authorize(peer))  # type: ignore[arg-type]
+
+
+def connect_forever(
+    address: str | Address, *, backoff: tuple[float, float] = (0.05, 5.0), **options: Any
+) -> Iterator[Channel]:
+    """A channel, and after it is over the next one, for ever. Parameters: `anywire.connect_forever`."""
+    pause = backoff[0]
+    while True:
+        try:
+            channel = connect(address, **options)
+        except (Refused, TimedOut, PeerLost, ConnectionError, FileNotFoundError) as error:
+            log.info("connect %s: %s; next attempt in about %.2f s", address, error, pause)
+            time.sleep(pause * random.uniform(0.5, 1.0))
+            pause = min(pause * 2, backoff[1])
+            continue
+        pause = backoff[0]
+        try:
+            yield channel
+        finally:
+            try:
+                channel.close()
+            except PeerLost:
+                pass
+
+
+def attach(handle: Handle) -> Any:
+    """The channel, stream or listener of a handle that `detach()` or `pipe()` made, also in another process."""
+    kind, made = attach_endpoint(handle)
+    if kind == "listener":
+        return _listener_of(handle, *made)
+    return (Channel if kind == "channel" else Stream)(run_blocking(made))
+
+
+def _listener_of(handle: Handle, plans: Any, acceptors: Any) -> Listener:
+    listener = Listener.__new__(Listener)
+    listener._set_up(Channel if handle.face == "channel" else Stream, plans, acceptors)
+    return listener
+
+
+class Listener:
+    """Listening addresses whose connections you take yourself: `listener.accept()`. As `anywire.Listener`."""
+
+    def __init__(
+        self,
+        kind: type[Any],
+        addresses: Sequence[str | Address],
+        max_message: int | None,
+        handshake_timeout: float,
+        authorize: Authorize | None,
+        backlog: int,
+        wire_options: dict[str, Any],
+    ) -> None:
+        face = "channel" if kind is Channel else "stream"
+        self._set_up(kind, *bind_all(addresses, face, max_message, handshake_timeout, backlog, wire_options))
+        self._authorize = authorize
+
+    def _set_up(self, kind: type[Any], plans: Any, acceptors: Any) -> None:
+        self._kind = kind
+        self._face = "channel" if kind is Channel else "stream"
+        self._plans, self._acceptors = plans, acceptors
+        self._authorize: Authorize | None = None
+        self._slot = counters.OwnSlot(LISTENER, ",".join(str(address) for address in self.addresses))
+
+    @property
+    def addresses(self) -> list[Address]:
+        """The real addresses, in the order given; a port 0 is the port that the kernel chose."""
+        return [acceptor.address for acceptor in self._acceptors]
+
+    def _count_error(self, error: OSError) -> None:
+        self._slot.add("accept_errors")
+
+    def next(self, deadline: float | None = None, wake_fd: int = -1) -> tuple[Any, Any]:
+        """The next raw connection: (acceptor, endpoint). Use `accept`."""
+        if not self._acceptors:
+            raise ChannelClosed("the listener is closed", operation="accept")
+        return run_blocking(establish.next_steps(self._acceptors, self._count_error), deadline, wake_fd=wake_fd)
+
+    def establish(self, acceptor: Any, endpoint: Any) -> Any:
+        """Handshake, authorise: a channel or stream, or None when the peer was refused."""
+        plan = self._plans[acceptor]
+        heard = run_blocking(establish.hear_steps(acceptor, endpoint, self._face, plan.options))
+        target = heard if isinstance(heard, MessageEndpoint) else heard[0]
+        try:
+            refusal = _judge(self._authorize, target.peer)
+        except BaseException:
+            target.release()
+            raise
+        if refusal is not None:
+            log.info("accept %s: refused %s: %s", acceptor.address, target.peer, refusal)
+        ready = run_blocking(establish.answer_steps(heard, plan.options, refusal))
+        if ready is None:
+            return None
+        self._slot.add("accepts")
+        return self._kind(ready)
+
+    def accept(self, *, timeout: float | None = None) -> Any:
+        """The next connection that came through its handshake; failed ones are logged and passed over."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            try:
+                acceptor, endpoint = self.next(deadline)
+            except TimedOut:
+                raise TimedOut(timeout or 0.0, address=str(self.addresses[0]), operation="accept") from None
+            try:
+                made = self.establish(acceptor, endpoint)
+            except (AnywireError, OSError) as error:
+                log.info("accept %s: %s", acceptor.address, error)
+                self._slot.add("accept_errors")
+                continue
+            if made is not None:
+                return made
+
+    def detach(self) -> Handle:
+        """Give the listening socket away, for another process: a listener of one address. This object is then closed."""
+        return detach_listener(self)
+
+    def close(self) -> None:
+        """Stop listening."""
+        acceptors, self._acceptors = self._acceptors, []
+        for acceptor in acceptors:
+            acceptor.close()
+        if acceptors:
+            self._slot.release()
+
+    def __enter__(self) -> Listener:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def listen(
+    *addresses: str | Address,
+    max_message: int | None = None,
+    handshake_timeout: float = HANDSHAKE_TIMEOUT,
+    authorize: Authorize | None = None,
+    backlog: int = 1024,
+    **wire_options: Any,
+) -> Listener:
+    """Listen on addresses and accept channels yourself. It listens when this returns. Raises AddressError, OSError."""
+    return Listener(Channel, addresses, max_message, handshake_timeout, authorize, backlog, wire_options)
+
+
+def listen_stream(
+    *addresses: str | Address, authorize: Authorize | None = None, backlog: int = 1024, **wire_options: Any
+) -> Listener:
+    """As `listen`, for streams of bytes."""
+    return Listener(Stream, addresses, None, HANDSHAKE_TIMEOUT, authorize, backlog, wire_options)
+
+
+class Server(Generic[F]):
+    """Runs a blocking handler in a thread for each connection. Made by `serve`; a context manager that serves meanwhile."""
+
+    def __init__(
+        self,
+        handler: Callable[[F], object],
+        make_listener: Callable[[], Listener],
+        limit: int | None,
+        close_timeout: float,
+    ) -> None:
+        if limit is not None and limit < 1:
+            raise ValueError(f"a server's limit must be at least 1 connection, not {limit}")
+        self._handler = handler
+        self._make_listener = make_listener
+        self._room = None if limit is None else threading.Semaphore(limit)
+        self._close_timeout = close_timeout
+        self._listener: Listener | None = None
+        self._accepting: threading.Thread | None = None
+        self._threads: set[threading.Thread] = set()
+        self._lock = threading.Lock()
+        self._stopping = False
+        self._stopped = threading.Event()
+        self._wake_fd = -1
+        self._addresses: list[Address] = []
+        self.connections: set[F] = set()
+        """The channels or streams whose handlers run now."""
+
+    @property
+    def addresses(self) -> list[Address]:
+        """The real addresses, in the order given."""
+        return list(self._addresses)
+
+    def start(self) -> Server[F]:
+        """Listen, and accept in a background thread. `with` does this."""
+        if self._listener is None:
+            import os
+
+            self._stopping = False
+            self._stopped.clear()
+            self._listener = self._make_listener()
+            self._addresses = self._listener.addresses
+            self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+            self._accepting = threading.Thread(
+                target=self._accept, args=(self._listener,), name="anywire accept", daemon=True
+            )
+            self._accepting.start()
+        return self
+
+    def _accept(self, listener: Listener) -> None:
+        while not self._stopping:
+            if self._room is not None and not self._room.acquire(timeout=0.2):
+                continue                                    # the rest waits in the kernel's backlog
+            try:
+                acceptor, endpoint = run_blocking(self._until_stopped(listener), wake_fd=self._wake_fd)
+            except ChannelClosed:
+                return
+            thread = threading.Thread(
+                target=self._run, args=(listener, acceptor, endpoint), name="anywire handler", daemon=True
+            )
+            with self._lock:
+                self._threads.add(thread)
+            thread.start()
+
+    def _until_stopped(self, listener: Listener) -> Any:
+        steps = establish.next_steps(listener._acceptors, listener._count_error)
+        try:
+            request = next(steps)
+            while True:
+                answer = yield request
+                if self._stopping:
+                    raise ChannelClosed("the server is closing", operation="accept")
+                request = steps.send(answer)
+        except StopIteration as stop:
+            return stop.value
+
+    def _run(self, listener: Listener, acceptor: Any, endpoint: Any) -> None:
+        connection: F | None = None
+        try:
+            connection = listener.establish(acceptor, endpoint)
+            if connection is None:
+                return
+            with self._lock:
+                self.connections.add(connection)
+            self._handler(connection)
+            connection.close(timeout=self._close_timeout)
+        except (EndOfChannel, PeerLost) as error:
+            log.info("handler of %s: %s", acceptor.address, error)
+        except Exception as error:
+            if connection is None and isinstance(error, (AnywireError, OSError)):
+                log.info("accept %s: %s", acceptor.address, error)
+                listener._slot.add("accept_errors")
+            elif not (self._stopping and isinstance(error, ChannelClosed)):
+                listener._slot.add("handler_errors")
+                log.exception("handler of %s failed; the connection was dropped", acceptor.address)
+        finally:
+            if connection is not None:
+                connection.abort()
+            with self._lock:
+                self._threads.discard(threading.current_thread())
+                if connection is not None:
+                    self.connections.discard(connection)
+            if self._room is not None:
+                self._room.release()
+
+    def serve_forever(self) -> None:
+        """Serve until `close` is called from elsewhere, or Ctrl-C; then drain."""
+        self.start()
+        try:
+            self._stopped.wait()
+        finally:
+            self.close()
+
+    def close(self, *, timeout: float | None = None) -> None:
+        """Stop listening, let handlers finish for `timeout` seconds (default: the server's), then drop their connections."""
+        import os
+
+        listener, self._listener = self._listener, None
+        if listener is None:
+            return
+        self._stopping = True
+        os.eventfd_write(self._wake_fd, 1)
+        assert self._accepting is not None
+        self._accepting.join()
+        os.close(self._wake_fd)
+        deadline = time.monotonic() + (self._close_timeout if timeout is None else timeout)
+        with self._lock:
+            threads = list(self._threads)
+        for thread in threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        with self._lock:
+            left = list(self.connections)
+        for connection in left:
+            connection.abort()
+        for thread in threads:
+            thread.join(1.0)
+        listener.close()
+        self._stopped.set()
+
+    def abort(self) -> None:
+        """Stop listening and drop every connection at once."""
+        self.close(timeout=0.0)
+
+    def __enter__(self) -> Server[F]:
+        return self.start()
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            self.abort()
+        else:
+            self.close()
+
+    def __repr__(self) -> str:
+        where = ", ".join(str(address) for address in self._addresses) or "not started"
+        return f"<anywire.sync.Server {where}, {len(self.connections)} connections>"
+
+
+def serve(
+    handler: Callable[[Channel], object],
+    *addresses: str | Address,
+    limit: int | None = None,
+    max_message: int | None = None,
+    handshake_timeout: float = HANDSHAKE_TIMEOUT,
+    authorize: Authorize | None = None,
+    backlog: int = 1024,
+    close_timeout: float = 5.0,
+    **wire_options: Any,
+) -> Server[Channel]:
+    """Serve `handler(channel)`, a plain function, in a thread per connection. Parameters: `anywire.serve`."""
+
+    def listener() -> Listener:
+        return Listener(Channel, addresses, max_message, handshake_timeout, authorize, backlog, wire_options)
+
+    return Server(handler, listener, limit, close_timeout)
+
+
+def serve_stream(
+    handler: Callable[[Stream], object],
+    *addresses: str | Address,
+    limit: int | None = None,
+    authorize: Authorize | None = None,
+    backlog: int = 1024,
+    close_timeout: float = 5.0,
+    **wire_options: Any,
+) -> Server[Stream]:
+    """As `serve`, for streams of bytes."""
+
+    def listener() -> Listener:
+        return Listener(Stream, addresses, None, HANDSHAKE_TIMEOUT, authorize, backlog, wire_options)
+
+    return Server(handler, listener, limit, close_timeout)

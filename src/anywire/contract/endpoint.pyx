@@ -1,0 +1,812 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False, embedsignature=True
+"""Endpoints: one end of a connection, doing I/O and never waiting.
+
+A *byte endpoint* moves bytes (sockets, pipes, TLS); a *message endpoint* moves whole messages. Channels and streams sit on
+top and do all the waiting, so a wire is written once for the async and the blocking front. The common parts of everything
+that writes to a byte endpoint (what is still to be written after a partial write, and what an abandoned send left over) are
+in `BytePump`.
+
+Called by the fronts (`channel`, `blocking`) and by the establishment generators of the wires, on the thread of the front:
+the loop's thread for the async front, any thread for the blocking one (which holds a lock while it sends).
+
+What can go wrong: a peer's death shows as `PeerLost`, a fork as `Forked`. A cancelled operation leaves the endpoint in a
+state from which the next one continues; that is what PARTIAL, `flush_output` and `adopt_output` are for.
+"""
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_GET_SIZE
+from cpython.buffer cimport PyBUF_WRITABLE, PyBUF_READ, PyBUF_WRITE, PyBuffer_FillInfo
+from cpython.exc cimport PyErr_CheckSignals, PyErr_SetFromErrno
+from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
+from cpython.memoryview cimport PyMemoryView_FromMemory, PyMemoryView_FromObject, PyMemoryView_GET_BUFFER
+from cpython.object cimport PyObject
+from libc.errno cimport EINTR, errno
+from libc.string cimport memcpy, memmove
+from anywire.contract cimport counters
+
+import copy
+import os
+
+from anywire.contract.errors import AnywireError, ChannelClosed, Forked, PeerLost, Unsupported
+from anywire.contract.waits import Wait
+
+cdef extern from "Python.h":
+    int PyBuffer_IsContiguous(Py_buffer* view, char order)
+
+cdef extern from "<poll.h>" nogil:
+    struct pollfd:
+        int fd
+        short events
+        short revents
+    int POLLIN, POLLOUT
+    int c_poll "poll"(pollfd* fds, unsigned long n, int timeout)
+
+cdef extern from "<time.h>" nogil:
+    struct timespec:
+        long tv_sec
+        long tv_nsec
+    int CLOCK_MONOTONIC, CLOCK_MONOTONIC_COARSE
+    int clock_gettime(int clock, timespec* t)
+
+cdef extern from "<unistd.h>" nogil:
+    ssize_t c_read "read"(int fd, void* p, size_t n)
+
+cdef char _scratch[SCRATCH]
+cdef unsigned int _generation = 0
+
+
+cdef char* scratch() noexcept nogil:
+    # Read area shared by every non-blocking read. Safe because the GIL is held from the read to the last use of the bytes.
+    return _scratch
+
+
+cdef unsigned int fork_generation() noexcept nogil:
+    return _generation
+
+
+def _count_fork():
+    global _generation
+    _generation += 1
+
+
+os.register_at_fork(after_in_child=_count_fork)
+
+
+cdef inline long coarse_tick() noexcept nogil:
+    # The coarse clock costs a few nanoseconds and moves once a kernel tick (1-4 ms): clock_gettime(2).
+    cdef timespec t
+    clock_gettime(CLOCK_MONOTONIC_COARSE, &t)
+    return t.tv_sec * 1000000000 + t.tv_nsec
+
+
+cdef inline double now() noexcept nogil:
+    cdef timespec t
+    clock_gettime(CLOCK_MONOTONIC, &t)
+    return t.tv_sec + t.tv_nsec * 1e-9
+
+
+cdef int wait_fd(int fd, int mask, int wake_fd, double timeout) except -1:
+    """Wait in poll(2) with the GIL released until `fd` meets `mask`; 0 when `timeout` seconds passed (negative: for ever).
+
+    Hang-up and errors count as ready: the next operation tells. A readable `wake_fd` ends the wait too. EINTR is retried
+    with the remaining time after Python's signal handlers ran (PEP 475)."""
+    cdef pollfd p[2]
+    cdef int r, ms, e
+    cdef double end = now() + timeout, left
+    cdef long long drain
+    p[0].fd = fd
+    p[0].events = (POLLIN if mask & READ else 0) | (POLLOUT if mask & WRITE else 0)
+    p[1].fd = wake_fd
+    p[1].events = POLLIN
+    while True:
+        ms = -1
+        if timeout >= 0:
+            left = end - now()
+            ms = 0 if left <= 0 else <int> min(left * 1000 + 1, 2147483000.0)
+        with nogil:
+            r = c_poll(p, 2 if wake_fd >= 0 else 1, ms)
+            e = errno
+        if r > 0:
+            if wake_fd >= 0 and p[1].revents:
+                c_read(wake_fd, &drain, 8)
+            return mask
+        if r == 0:
+            if timeout >= 0 and now() >= end:
+                return 0
+            continue
+        if e != EINTR:
+            errno_set(e)
+            PyErr_SetFromErrno(OSError)
+            return -1
+        PyErr_CheckSignals()
+
+
+cdef extern from *:
+    """
+    #include <errno.h>
+    static void anywire_set_errno(int e) { errno = e; }
+    """
+    void errno_set "anywire_set_errno"(int e) noexcept nogil
+
+
+cdef object hold(object data, const char** p, Py_ssize_t* n):
+    """Find the bytes of `data`; returns the object to keep alive while they are used."""
+    cdef Py_buffer* view
+    if PyBytes_CheckExact(data):
+        p[0] = PyBytes_AS_STRING(data)
+        n[0] = PyBytes_GET_SIZE(data)
+        return data
+    if isinstance(data, Loan):
+        (<Loan> data).need_open()
+        p[0] = (<Loan> data).memory
+        n[0] = (<Loan> data).nbytes
+        return data
+    if isinstance(data, str):
+        raise TypeError("a message is bytes, not str: encode it first")
+    keep = PyMemoryView_FromObject(data)
+    view = PyMemoryView_GET_BUFFER(keep)
+    if not PyBuffer_IsContiguous(view, b'C'):
+        raise BufferError("a message must be a contiguous buffer; copy it first")
+    p[0] = <const char*> view.buf
+    n[0] = view.len
+    return keep
+
+
+cdef class Loan:
+    """Writable memory for one message: fill it, then `send(loan)`. Where the wire shares memory nothing is copied.
+
+    Supports the buffer protocol; `len(loan)` is its size in bytes. After the send it can't be opened again. Not thread-safe.
+    """
+
+    def __cinit__(self, Py_ssize_t nbytes):
+        if nbytes < 0:
+            raise ValueError(f"a loan needs a size of at least 0 bytes, not {nbytes}")
+        self.memory = <char*> PyMem_RawMalloc(nbytes if nbytes else 1)
+        if self.memory == NULL:
+            raise MemoryError(f"no memory for a loan of {nbytes} bytes")
+        self.nbytes = nbytes
+
+    def __dealloc__(self):
+        PyMem_RawFree(self.memory)
+
+    def __len__(self):
+        return self.nbytes
+
+    cdef int need_open(self) except -1:
+        if self.sent:
+            raise BufferError("this loan was sent; ask the channel for a new one")
+        return 0
+
+    def __getbuffer__(self, Py_buffer* view, int flags):
+        self.need_open()
+        PyBuffer_FillInfo(view, self, self.memory, self.nbytes, 0, flags)
+        self.exports += 1
+
+    def __releasebuffer__(self, Py_buffer* view):
+        self.exports -= 1
+
+
+cdef class ByteEndpoint:
+    """One end of a byte connection. Third-party wires subclass it in Python and define `do_read_into` and `do_write`.
+
+    `read_fd`/`write_fd` are what a front waits on; `want` says for what after an operation returned None.
+    """
+
+    def __cinit__(self, *args, **keywords):
+        self.read_fd = self.write_fd = -1
+        self.want = READ
+
+    cdef Py_ssize_t read(self, char* p, size_t n, bint block) except -1:
+        self.want = READ
+        got = self.do_read_into(PyMemoryView_FromMemory(p, n, PyBUF_WRITE))
+        return AGAIN if got is None else <Py_ssize_t> got
+
+    cdef Py_ssize_t write(self, iovec* iov, int count, bint block) except -1:
+        cdef Py_ssize_t total = 0, n
+        cdef int i
+        self.want = WRITE
+        for i in range(count):
+            if iov[i].iov_len == 0:
+                continue
+            done = self.do_write(PyMemoryView_FromMemory(<char*> iov[i].iov_base, iov[i].iov_len, PyBUF_READ))
+            if done is None:
+                return total if total else AGAIN
+            n = done
+            total += n
+            if <size_t> n < iov[i].iov_len:
+                break
+        return total
+
+    def do_read_into(self, buffer):
+        """Read into `buffer`; return the number of bytes, 0 at the end, None when nothing is here now."""
+        raise TypeError(f"{type(self).__name__} must define do_read_into()")
+
+    def do_write(self, data):
+        """Write some of `data`; return how many bytes were taken, None when nothing can be taken now."""
+        raise TypeError(f"{type(self).__name__} must define do_write()")
+
+    def read_some(self, Py_ssize_t n):
+        """Up to `n` bytes, b"" at the end, None when nothing is here now (then wait for `want`)."""
+        cdef Py_ssize_t got = self.read(_scratch, min(n, SCRATCH), False)
+        return None if got == AGAIN else PyBytes_FromStringAndSize(_scratch, got)
+
+    def write_some(self, data):
+        """Write some of `data`; how many bytes were taken, None when nothing can be taken now (then wait for `want`)."""
+        cdef iovec v
+        cdef const char* p
+        cdef Py_ssize_t n, done
+        keep = hold(data, &p, &n)
+        v.iov_base = <void*> p
+        v.iov_len = n
+        done = self.write(&v, 1, False)
+        return None if done == AGAIN else done
+
+    cdef void leave(self) noexcept:
+        """A thread leaves a system call on the descriptors: the last one closes what was released meanwhile."""
+        self.users -= 1
+        if self.users == 0 and self.doomed:
+            self.doomed = False
+            self.close_now()
+
+    cdef object take_fds(self, Py_ssize_t count):
+        raise OSError(95, f"{self.address}: this wire carries no descriptors")
+
+    cdef int give_fds(self, object fds) except -1:
+        raise OSError(95, f"{self.address}: this wire carries no descriptors")
+
+    def shutdown_write(self):
+        """Say that no more bytes come (half-close)."""
+
+    def interrupt(self):
+        """Wake every thread that waits in a system call on this endpoint, as far as the kernel can."""
+
+    def release(self):
+        """Close the descriptors; when a thread is still inside a system call on them, as soon as it left."""
+        if self.users:
+            self.doomed = True
+        else:
+            self.close_now()
+
+    def close_now(self):
+        self.read_fd = self.write_fd = -1
+
+    def detach_state(self):
+        """(kind, descriptors) for `detach()`; wires whose state can't leave the process refuse."""
+        raise Unsupported("this wire can't move to another process", address=str(self.address), operation="detach")
+
+
+cdef class MessageEndpoint:
+    """One end of a message connection. Third-party message wires subclass it in Python and define `take` and `put`.
+
+    Such a subclass sets `read_fd`/`write_fd`, or leaves them at -1 and calls `notify()` (from any thread) when it became
+    ready to receive or to send.
+    """
+
+    def __cinit__(self, *args, **keywords):
+        self.read_fd = self.write_fd = self.wake_fd = -1
+        self.max_message = 16 << 20
+        self.generation = _generation
+        self.want = READ
+        self.slot = counters.claim(counters.CHANNEL, b"")
+
+    def __dealloc__(self):
+        counters.release(self.slot)
+        if self.wake_fd >= 0:
+            os.close(self.wake_fd)
+
+    # -- for Python subclasses ------------------------------------------------------------------------------------------
+
+    def take(self):
+        """The next message, or None when none is here now. Raises EndOfChannel or PeerLost."""
+        raise TypeError(f"{type(self).__name__} must define take()")
+
+    def put(self, data):
+        """Take one whole message for sending: True, or False when there is no room now."""
+        raise TypeError(f"{type(self).__name__} must define put()")
+
+    def notify(self):
+        """Tell the waiting front, from any thread, that this endpoint may have become ready."""
+        if self.wakeup is not None:
+            self.wakeup()
+
+    def set_wakeup(self, callback):
+        """The front's callback for `notify()`; it may be called from any thread."""
+        self.wakeup = callback
+
+    def fail(self, error):
+        """From now on every operation raises a copy of `error`."""
+        self.failure = error
+        self.broken = True
+
+    def finish_steps(self, timeout):
+        """Generator: write what is left and tell the peer that nothing more comes, within `timeout` seconds."""
+        return
+        yield
+
+    def drain_steps(self, timeout):
+        """Generator: read to the peer's end, within `timeout` seconds."""
+        return
+        yield
+
+    def verdict(self):
+        """After the release: raise PeerLost when the peer was lost and messages are unconfirmed."""
+
+    def close_steps(self, timeout):
+        """Generator: end the connection politely within `timeout` seconds; releases it in any case."""
+        cdef double end = now() + timeout
+        try:
+            yield from self.finish_steps(timeout)
+            yield from self.drain_steps(max(0.0, end - now()))
+        except (AnywireError, OSError):
+            pass               # the peer is gone: nobody is left to be polite to; `verdict` tells what was lost
+        finally:
+            self.release()
+        self.verdict()
+
+    def try_eof(self):
+        """Half-close: DONE, BLOCKED or PARTIAL (as put). Refused by wires that have none."""
+        raise Unsupported("this wire has no half-close", address=str(self.address), operation="send_eof")
+
+    def detach_state(self):
+        """(kind, descriptors, state) for `detach()`."""
+        raise Unsupported("this wire can't move to another process", address=str(self.address), operation="detach")
+
+    def release(self):
+        """Give back what the endpoint holds. Safe to call more than once."""
+        self.closed = True
+
+    def interrupt(self):
+        """Wake threads of the blocking front that wait on this endpoint."""
+        if self.wake_fd >= 0:
+            os.eventfd_write(self.wake_fd, 1)
+
+    def byte_endpoint(self):
+        """The byte endpoint below, None for native message wires."""
+        return None
+
+    def set_label(self, address):
+        """Name the counters' slot after the address."""
+        self.address = address
+        counters.set_label(self.slot, str(address).encode())
+
+    @property
+    def unconfirmed(self):
+        """Messages sent and not known to have been handed to the peer's application."""
+        return self.sent - self.confirmed
+
+    # -- for the fronts -------------------------------------------------------------------------------------------------
+
+    cdef int check(self) except -1:
+        if self.generation != _generation:
+            raise Forked("this channel was opened by the parent process; open a new one in the child, or detach() it "
+                         "before the fork", address=str(self.address), operation="use")
+        if self.closed:
+            raise ChannelClosed("it was closed on this side", address=str(self.address), operation="use")
+        return 0
+
+    cdef int raise_failure(self) except -1:
+        raise copy.copy(self.failure)
+
+    cdef void start_turn(self) noexcept:
+        # The loop told that the descriptor is ready, or the task gave way: reads are worth trying again.
+        self.drained = False
+        self.turns = 0
+
+    cdef object take_message(self, bint block):
+        if self.broken:
+            self.raise_failure()
+        message = self.take()
+        if message is None:
+            self.want = READ
+        return message
+
+    cdef Py_ssize_t take_message_into(self, char* p, Py_ssize_t size, bint block) except -2:
+        # -1: nothing here now. The default copies; framed channels receive large messages in place.
+        cdef const char* q
+        cdef Py_ssize_t n
+        message = self.take_message(block)
+        if message is None:
+            return -1
+        keep = hold(message, &q, &n)
+        if n > size:
+            raise BufferError(f"the message has {n} bytes, the buffer {size}; the message was dropped")
+        memcpy(p, q, n)
+        return n
+
+    cdef int stop_into(self) except -1:
+        return 0
+
+    cdef int put_message(self, object data, bint block) except -1:
+        if self.broken:
+            self.raise_failure()
+        self.want = WRITE
+        if not self.put(data):
+            return BLOCKED
+        self.sent += 1
+        self.slot.messages_sent += 1
+        return DONE
+
+    cdef Py_ssize_t put_messages(self, list data, Py_ssize_t start, bint block) except -1:
+        # Returns the index of the first message not taken; put_status tells about the last one taken.
+        cdef Py_ssize_t i
+        self.put_status = DONE
+        for i in range(start, len(data)):
+            self.put_status = self.put_message(data[i], block)
+            if self.put_status == BLOCKED:
+                return i
+            if self.put_status == PARTIAL:
+                return i + 1
+        return len(data)
+
+    cdef int flush_output(self, bint block) except -1:
+        return DONE
+
+    cdef int adopt_output(self) except -1:
+        return 0
+
+    cdef bint output_pending(self) noexcept:
+        return False
+
+    cdef int wait_ready(self, int mask, double timeout) except -1:
+        """Blocking front: wait until ready for `mask`; 0 when `timeout` seconds passed (negative: for ever)."""
+        cdef int fd = self.write_fd if mask == WRITE else self.read_fd
+        cdef int r
+        if fd < 0:
+            raise ChannelClosed("it was closed on this side", address=str(self.address), operation="wait")
+        bytes_ = self.byte_endpoint()
+        if bytes_ is None:
+            return wait_fd(fd, mask, self.wake_fd, timeout)
+        (<ByteEndpoint> bytes_).users += 1
+        try:
+            return wait_fd(fd, mask, self.wake_fd, timeout)
+        finally:
+            (<ByteEndpoint> bytes_).leave()
+
+    def need_wake_fd(self):
+        """Blocking front: make `interrupt` able to wake a thread in poll(2), for descriptors that have no shutdown."""
+        if self.wake_fd < 0:
+            self.wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+
+
+cdef class BytePump(MessageEndpoint):
+    """What framed channels and bare streams share: writing to a byte endpoint without ever leaving half a message."""
+
+    def __cinit__(self, *args, **keywords):
+        self.rest = NULL
+        self.own_buffer = NULL
+
+    def __init__(self, ByteEndpoint below, object address=None):
+        self.bytes = below
+        self.read_fd = below.read_fd
+        self.write_fd = below.write_fd
+        self.peer = below.peer
+        self.wire = below.wire
+        self.set_label(address if address is not None else below.address)
+
+    def __dealloc__(self):
+        PyMem_RawFree(self.rest)
+        PyMem_RawFree(self.own_buffer)
+
+    def byte_endpoint(self):
+        return self.bytes
+
+    def release(self):
+        self.closed = True
+        self.read_fd = self.write_fd = -1
+        self.body = None
+        self.bytes.release()
+
+    def interrupt(self):
+        self.bytes.interrupt()
+        MessageEndpoint.interrupt(self)
+
+    cdef bint output_pending(self) noexcept:
+        return self.head_sent < self.head_size or self.body is not None or self.rest != NULL
+
+    cdef int emit(self, const char* head, int head_size, const char* p, size_t n, object keep, bint block) except -1:
+        """Write `head` and then `n` bytes at `p`. DONE, BLOCKED (nothing was written) or PARTIAL (`keep` is kept).
+
+        Small messages are joined on the stack: one send(2) of a few hundred bytes is cheaper than sendmsg(2) with two
+        parts; larger ones are never copied."""
+        cdef iovec v[2]
+        cdef char joined[2048 + 32]
+        cdef Py_ssize_t done
+        cdef int count
+        if self.output_pending() and self.flush_output(block) != DONE:
+            return BLOCKED
+        if n + head_size <= sizeof(joined):
+            memcpy(joined, head, head_size)
+            memcpy(joined + head_size, p, n)
+            v[0].iov_base = joined
+            v[0].iov_len = head_size + n
+            count = 1
+        else:
+            v[0].iov_base = <void*> head
+            v[0].iov_len = head_size
+            v[1].iov_base = <void*> p
+            v[1].iov_len = n
+            count = 2
+        self.writing = True
+        self.turns += 1
+        try:
+            if head_size == 0 and count == 2:
+                done = self.bytes.write(&v[1], 1, block)
+            else:
+                done = self.bytes.write(v, count, block)
+        except OSError as error:
+            self.on_io_error(error)
+            return -1
+        finally:
+            self.writing = False
+        if done == AGAIN:
+            self.want = self.bytes.want
+            return BLOCKED
+        if <size_t> done == head_size + n:
+            return DONE
+        memcpy(self.head, head, head_size)
+        self.head_size = head_size
+        self.head_sent = <int> min(done, <Py_ssize_t> head_size)
+        self.body = keep
+        self.body_data = p
+        self.body_size = n
+        self.body_sent = done - self.head_sent
+        if not block:
+            self.want = WRITE
+            return PARTIAL
+        try:
+            while True:
+                if self.flush_output(True) == DONE:
+                    return DONE
+                if self.bytes.want == READ or self.wake_fd >= 0:
+                    break
+        except BaseException:
+            self.adopt_output()
+            raise
+        return PARTIAL
+
+    cdef int flush_output(self, bint block) except -1:
+        cdef iovec v[2]
+        cdef int count
+        cdef Py_ssize_t done
+        while self.output_pending():
+            count = 0
+            if self.rest != NULL:
+                v[0].iov_base = self.rest + self.rest_sent
+                v[0].iov_len = self.rest_size - self.rest_sent
+                count = 1
+            else:
+                if self.head_sent < self.head_size:
+                    v[0].iov_base = self.head + self.head_sent
+                    v[0].iov_len = self.head_size - self.head_sent
+                    count = 1
+                if self.body_sent < self.body_size:
+                    v[count].iov_base = <void*> (self.body_data + self.body_sent)
+                    v[count].iov_len = self.body_size - self.body_sent
+                    count += 1
+            self.writing = True
+            self.turns += 1
+            try:
+                done = self.bytes.write(v, count, block) if count else 0
+            except OSError as error:
+                self.drop_output()
+                self.on_io_error(error)
+                return -1
+            finally:
+                self.writing = False
+            if done == AGAIN:
+                self.want = self.bytes.want
+                return BLOCKED
+            self.advance_output(done)
+        self.unread_output = False
+        return DONE
+
+    def flush_steps(self, timeout):
+        """Generator: write what earlier, abandoned sends left over; ends at the deadline without an error."""
+        cdef double end = now() + timeout
+        while self.flush_output(False) != DONE:
+            if not (yield Wait([(self.write_fd if self.want == WRITE else self.read_fd, self.want)],
+                               max(0.0, end - now()))):
+                return
+
+    cdef void advance_output(self, Py_ssize_t done) noexcept:
+        cdef Py_ssize_t part
+        if self.rest != NULL:
+            self.rest_sent += done
+            if self.rest_sent == self.rest_size:
+                PyMem_RawFree(self.rest)
+                self.rest = NULL
+            return
+        part = min(done, <Py_ssize_t> (self.head_size - self.head_sent))
+        self.head_sent += <int> part
+        self.body_sent += done - part
+        if self.head_sent == self.head_size and self.body_sent == self.body_size:
+            self.body = None
+            self.head_size = self.head_sent = 0
+            self.body_size = self.body_sent = 0
+
+    cdef void drop_output(self) noexcept:
+        PyMem_RawFree(self.rest)
+        self.rest = NULL
+        self.body = None
+        self.head_size = self.head_sent = 0
+        self.body_size = self.body_sent = 0
+
+    cdef int adopt_output(self) except -1:
+        """The sender gives up in mid-message: copy what is left, for its buffer is the caller's again. The message still
+        goes whole; `unread_output` tells the front to flush it when the descriptor is writable."""
+        cdef size_t head_left = self.head_size - self.head_sent, body_left = self.body_size - self.body_sent
+        cdef char* p
+        if self.rest != NULL:
+            self.unread_output = True
+            return 0
+        if head_left + body_left == 0:
+            return 0
+        p = <char*> PyMem_RawMalloc(head_left + body_left)
+        if p == NULL:
+            self.drop_output()
+            self.fail(PeerLost("no memory to finish an abandoned message", address=str(self.address), operation="send",
+                               unconfirmed=self.sent - self.confirmed))
+            raise MemoryError()
+        memcpy(p, self.head + self.head_sent, head_left)
+        memcpy(p + head_left, self.body_data + self.body_sent, body_left)
+        self.drop_output()
+        self.rest = p
+        self.rest_size = head_left + body_left
+        self.rest_sent = 0
+        self.unread_output = True
+        return 0
+
+    cdef Py_ssize_t fill(self, char** p, size_t n, bint block) except -1:
+        """Read up to `n` bytes (at most SCRATCH) into the read area and point `p` at them. 0 at the end, AGAIN."""
+        cdef Py_ssize_t got
+        cdef size_t size = min(n, <size_t> (65536 if block else SCRATCH))
+        if self.drained and not block:
+            if self.drained_tick == coarse_tick():
+                self.want = READ
+                return AGAIN
+            self.drained = False
+        if block:
+            if self.own_buffer == NULL:
+                self.own_buffer = <char*> PyMem_RawMalloc(65536)
+                if self.own_buffer == NULL:
+                    raise MemoryError()
+            p[0] = self.own_buffer
+        else:
+            p[0] = _scratch
+        got = self.read_at(p[0], size, block)
+        if not block and 0 < got < <Py_ssize_t> size:
+            self.drained = True
+            self.drained_tick = coarse_tick()
+        return got
+
+    cdef Py_ssize_t read_at(self, char* p, size_t size, bint block) except -1:
+        cdef Py_ssize_t got
+        self.reading = True
+        self.turns += 1
+        try:
+            got = self.bytes.read(p, size, block)
+        except OSError as error:
+            self.on_io_error(error)
+            return -1
+        finally:
+            self.reading = False
+        if got == AGAIN:
+            self.want = self.bytes.want
+        return got
+
+    cdef int on_io_error(self, object error) except -1:
+        reason = error.strerror or str(error)
+        self.fail(PeerLost(reason, address=str(self.address), operation="use", unconfirmed=self.sent - self.confirmed))
+        counters.lost(self.slot, reason.encode())
+        raise copy.copy(self.failure) from error
+
+
+cdef class RawEndpoint(BytePump):
+    """The bare face of a byte endpoint: what a `Stream` reads and writes, without frames."""
+
+    def __cinit__(self, *args, **keywords):
+        counters.set_kind(self.slot, counters.STREAM)
+
+    cdef int put_message(self, object data, bint block) except -1:
+        cdef const char* p
+        cdef Py_ssize_t n
+        cdef int status
+        if self.broken:
+            self.raise_failure()
+        if self.bytes.eof_written:
+            raise ChannelClosed("write_eof() was called", address=str(self.address), operation="write")
+        if self.write_fd < 0 and self.read_fd >= 0:
+            raise ChannelClosed("it can only be read", address=str(self.address), operation="write")
+        keep = hold(data, &p, &n)
+        if n == 0:
+            return DONE
+        status = self.emit(NULL, 0, p, n, keep, block)
+        if status != BLOCKED:
+            self.slot.bytes_sent += n
+            self.slot.messages_sent += 1
+        return status
+
+    cdef object read_bytes(self, Py_ssize_t n, bint block):
+        """Up to `n` bytes, b"" at the end, None when nothing is here now."""
+        cdef char* p
+        cdef Py_ssize_t got
+        if self.pushed is not None:
+            data = bytes(self.pushed[:n])
+            del self.pushed[:n]
+            if not self.pushed:
+                self.pushed = None
+            return data
+        if self.at_eof:
+            return b""
+        if self.broken:
+            self.raise_failure()
+        got = self.fill(&p, n, block)
+        if got == AGAIN:
+            return None
+        if got == 0:
+            self.at_eof = True
+            return b""
+        self.slot.bytes_received += got
+        return PyBytes_FromStringAndSize(p, got)
+
+    cdef Py_ssize_t read_raw_into(self, char* p, Py_ssize_t n, bint block) except -2:
+        # -1: nothing here now; 0: the end. Straight into the caller's memory, no matter how large.
+        cdef Py_ssize_t got
+        if self.pushed is not None:
+            got = min(n, PyByteArray_GET_SIZE(self.pushed))
+            memcpy(p, PyByteArray_AS_STRING(self.pushed), got)
+            del self.pushed[:got]
+            if not self.pushed:
+                self.pushed = None
+            return got
+        if self.at_eof:
+            return 0
+        if self.broken:
+            self.raise_failure()
+        got = self.read_at(p, n, block)
+        if got == AGAIN:
+            return -1
+        if got == 0:
+            self.at_eof = True
+        self.slot.bytes_received += got
+        return got
+
+    def push_back(self, data):
+        """Bytes read too far: the next read returns them first."""
+        if data:
+            self.pushed = bytearray(data) + self.pushed if self.pushed is not None else bytearray(data)
+
+    def try_eof(self):
+        if self.flush_output(False) != DONE:
+            return BLOCKED
+        if not self.bytes.eof_written:
+            self.bytes.eof_written = True
+            self.bytes.shutdown_write()
+        return DONE
+
+    def detach_state(self):
+        if self.output_pending():
+            raise ChannelClosed("a write is still under way", address=str(self.address), operation="detach")
+        kind, fds = self.bytes.detach_state()
+        state = {"pushed": bytes(self.pushed or b"")}
+        self.release()
+        return kind, fds, state
+
+    def restore_state(self, state):
+        self.push_back(state["pushed"])
+
+    def finish_steps(self, timeout):
+        if not self.broken and self.write_fd >= 0:
+            yield from self.flush_steps(timeout)
+            if not self.output_pending():
+                self.try_eof()
+
+    def drain_steps(self, timeout):
+        """Closing a socket with unread input makes TCP send a reset, which can destroy what we sent last
+        (RFC 1122 4.2.2.13): hence reading to the end."""
+        cdef double end = now() + timeout
+        while not self.at_eof and not self.broken and self.read_fd >= 0 and self.write_fd >= 0:
+            self.pushed = None
+            self.drained = False
+            if self.read_bytes(SCRATCH, False) is None:
+                if not (yield Wait([(self.read_fd, self.want)], max(0.0, end - now()))):
+                    return

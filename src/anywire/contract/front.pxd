@@ -1,0 +1,65 @@
+# What async channels and streams share: waiting, in the event loop, without a Future or Task per message.
+from cpython.object cimport PyObject
+from anywire.contract.endpoint cimport MessageEndpoint
+
+
+cdef class Waiter:
+    cdef readonly object loop
+    cdef object callback
+    cdef object context
+    cdef object failure
+    cdef bint woken
+    cdef public bint _asyncio_future_blocking
+    cdef int reset(self) except -1
+    cdef int wake(self) except -1
+    cdef int wake_soon(self) except -1
+
+
+cdef class Operation:
+    cdef Front front
+    cdef Waiter waiter
+    cdef int state
+    cdef int mask                       # what it waits for
+    cdef object timeout
+    cdef object timer
+    cdef int step(self, PyObject** result) except -1
+    cdef int enter(self) except -1
+    cdef object attempt(self)
+    cdef int leave(self) except -1
+    cdef int finish(self) except -1
+    cdef bint waiting(self) noexcept
+
+
+cdef class ReceiveOperation(Operation):
+    pass
+
+
+cdef class SendOperation(Operation):
+    cdef object data
+    cdef Py_ssize_t index
+    cdef int mode
+    cdef bint partial
+    cdef bint queued
+
+
+cdef class Front:
+    cdef MessageEndpoint end
+    cdef readonly object driver
+    cdef readonly object loop
+    cdef unsigned long thread
+    cdef Waiter spare                   # the waiter of the last operation that waited, for the next one
+    cdef Operation reader
+    cdef object senders                 # deque of operations that wait for room, oldest first
+    cdef bint watching_read, watching_write, notified
+    cdef bint closing
+    cdef object __weakref__
+    cdef object on_close                # called once when the connection is over
+    cdef bint elsewhere(self) noexcept
+    cdef int check(self, str operation) except -1
+    cdef int watch(self, int mask) except -1
+    cdef int unwatch(self, int mask) except -1
+    cdef Waiter take_waiter(self)
+
+cdef object GIVE_WAY
+cdef object MUST_WAIT
+cdef int install(object kind) except -1

@@ -1,0 +1,604 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False, embedsignature=True
+"""Waiting in an event loop, without a Future or a Task per message.
+
+An *operation* (one `recv`, one `send`) is what the caller awaits: a coroutine for asyncio, but an object of its own, so that
+one which can finish at once costs little more than a call. When it must wait it yields a *waiter*: the few methods of a
+Future that asyncio's Task uses. The reader callback of the loop then steps the task directly, saving a trip through
+the ready queue. The wake-up never carries the message: a task that is cancelled after it was woken has taken nothing.
+
+Everything here runs on the loop's thread; `send` and `recv` called on another thread are passed over to it.
+
+What can go wrong: cancellation at any await (an operation that is thrown into leaves the queues as if it had never waited,
+except that a message half written goes whole); the loop closing under us; a peer that never lets go (time-outs).
+"""
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_INCREF
+from cpython.exc cimport PyErr_WarnEx
+from anywire.contract cimport counters
+from anywire.contract.endpoint cimport BLOCKED, DONE, PARTIAL, READ, WRITE, MessageEndpoint, RawEndpoint
+
+import asyncio
+from asyncio import CancelledError
+from collections import deque
+
+from anywire.contract.errors import AnywireError, Busy, ChannelClosed, TimedOut
+from anywire.contract.handle import Handle
+
+cdef extern from "Python.h":
+    unsigned long PyThread_get_thread_ident() noexcept
+    int PyContext_Enter(object context) except -1
+    int PyContext_Exit(object context) except -1
+
+cdef extern from *:
+    """
+    typedef int (*anywire_send)(PyObject*, PyObject*, PyObject**);
+    static int anywire_install(PyObject* type, anywire_send f) {
+        PyTypeObject* t = (PyTypeObject*) type;
+        if (t->tp_as_async == NULL) { PyErr_SetString(PyExc_SystemError, "no async slots"); return -1; }
+        t->tp_as_async->am_send = (sendfunc) f;       /* PyIter_Send() then needs no StopIteration per result */
+        PyType_Modified(t);
+        return 0;
+    }
+    """
+    ctypedef int (*anywire_send)(PyObject*, PyObject*, PyObject**) except -1
+    int anywire_install(object type, anywire_send f) except -1
+
+cdef enum:
+    NEW, RUNNING, FINISHED
+    RETURN = 0               # PYGEN_RETURN, PYGEN_NEXT
+    NEXT = 1
+    MOST_TURNS = 64          # system calls in a row before others get a turn
+    ONE = 0                  # modes of a send
+    MANY = 1
+    CALL = 2
+
+GIVE_WAY = object()          # results of an attempt besides the value itself
+MUST_WAIT = object()
+
+
+cdef int am_send(PyObject* self, PyObject* argument, PyObject** result) except -1:
+    return (<Operation> self).step(result)
+
+
+cdef int install(object kind) except -1:
+    """Give an operation class the am_send slot, which Cython has no syntax for."""
+    return anywire_install(kind, am_send)
+
+
+cdef class Waiter:
+    """What a waiting operation yields to its Task: just enough of a Future."""
+
+    def __init__(self, loop):
+        self.loop = loop
+
+    def get_loop(self):
+        return self.loop
+
+    def add_done_callback(self, callback, *, context=None):
+        self.callback = callback
+        self.context = context
+        if self.woken:
+            self.wake_soon()
+
+    def remove_done_callback(self, callback):
+        if self.callback is None:
+            return 0
+        self.callback = None
+        return 1
+
+    def done(self):
+        return self.woken
+
+    def cancelled(self):
+        return isinstance(self.failure, CancelledError)
+
+    def result(self):
+        if self.failure is not None:
+            raise self.failure
+
+    def exception(self):
+        return self.failure
+
+    def cancel(self, msg=None):
+        if self.woken:
+            return False
+        self.failure = CancelledError() if msg is None else CancelledError(msg)
+        self.wake_soon()
+        return True
+
+    cdef int reset(self) except -1:
+        self.woken = False
+        self.failure = None
+        self.callback = None
+        self.context = None
+        self._asyncio_future_blocking = True
+        return 0
+
+    cdef int wake(self) except -1:
+        """Step the waiting task now. Only from a callback of the loop, where no other task is running."""
+        cdef object callback = self.callback, context = self.context
+        if self.woken:
+            return 0
+        self.woken = True
+        if callback is None:
+            return 0
+        self.callback = None
+        if context is None:
+            callback(self)
+            return 0
+        try:
+            PyContext_Enter(context)
+        except RuntimeError:           # this very context is running: the loop must do it in its turn
+            self.loop.call_soon(callback, self, context=context)
+            return 0
+        try:
+            callback(self)
+        finally:
+            PyContext_Exit(context)
+        return 0
+
+    cdef int wake_soon(self) except -1:
+        cdef object callback = self.callback
+        self.woken = True
+        if callback is not None:
+            self.callback = None
+            self.loop.call_soon(callback, self, context=self.context)
+        return 0
+
+
+cdef class Operation:
+    """One awaited operation. Await it once; `asyncio.create_task` and `wait_for` take it as a coroutine."""
+
+    def __dealloc__(self):
+        if self.state == NEW and self.front is not None:
+            PyErr_WarnEx(RuntimeWarning, "an operation of a channel or stream was never awaited, so it did nothing", 1)
+
+    def __await__(self):
+        return self
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        return self.send(None)
+
+    def send(self, value):
+        cdef PyObject* result = NULL
+        cdef int r = self.step(&result)
+        out = <object> result
+        if result != NULL:
+            decref(result)
+        if r == NEXT:
+            return out
+        raise StopIteration(out)
+
+    def throw(self, kind, value=None, traceback=None):
+        self.finish()
+        if isinstance(kind, BaseException):
+            raise kind
+        if value is None:
+            value = kind()
+        elif not isinstance(value, BaseException):
+            value = kind(value)
+        raise value if traceback is None else value.with_traceback(traceback)
+
+    def close(self):
+        self.finish()
+
+    cdef int step(self, PyObject** result) except -1:
+        cdef object value
+        result[0] = NULL
+        if self.state == FINISHED:
+            raise RuntimeError("this operation was already awaited")
+        try:
+            if self.state == NEW:
+                self.state = RUNNING
+                self.enter()
+            elif self.waiter is not None and self.waiter.failure is not None:
+                raise self.waiter.failure
+            value = self.attempt()
+            if value is MUST_WAIT:
+                value = self.wait()
+                Py_INCREF(value)
+                result[0] = <PyObject*> value
+                return NEXT
+        except BaseException:
+            self.finish()
+            raise
+        if value is GIVE_WAY:
+            Py_INCREF(None)
+            result[0] = <PyObject*> None
+            return NEXT
+        self.finish()
+        Py_INCREF(value)
+        result[0] = <PyObject*> value
+        return RETURN
+
+    def wait(self):
+        if self.waiter is None:
+            self.waiter = self.front.take_waiter()
+        self.waiter.reset()
+        self.mask = self.front.end.want
+        self.front.watch(self.mask)
+        if self.timeout is not None and self.timer is None:
+            self.timer = self.front.loop.call_later(self.timeout, self.expire)
+        return self.waiter
+
+    def expire(self):
+        """The time-out passed (a callback of the loop)."""
+        if self.state == RUNNING and self.waiter is not None and not self.waiter.woken:
+            self.waiter.failure = TimedOut(self.timeout, address=str(self.front.end.address), operation=self.name())
+            self.waiter.wake()
+
+    def name(self):
+        return "operation"
+
+    cdef int enter(self) except -1:
+        return self.front.check(self.name())
+
+    cdef object attempt(self):
+        return None
+
+    cdef int leave(self) except -1:
+        return 0
+
+    cdef int finish(self) except -1:
+        cdef Waiter waiter
+        if self.state == FINISHED:
+            return 0
+        if self.state == RUNNING:
+            self.state = FINISHED
+            self.leave()
+            if self.timer is not None:
+                self.timer.cancel()
+                self.timer = None
+            if self.waiter is not None:
+                waiter = self.waiter
+                self.waiter = None
+                if waiter.failure is None:
+                    self.front.spare = waiter
+        else:
+            self.state = FINISHED
+        return 0
+
+    cdef bint waiting(self) noexcept:
+        return self.state == RUNNING and self.waiter is not None and not self.waiter.woken
+
+
+cdef class ReceiveOperation(Operation):
+    """Only one at a time on a channel or stream."""
+
+    def name(self):
+        return "recv"
+
+    cdef int enter(self) except -1:
+        cdef Front front = self.front
+        if front.reader is not None:
+            self.state = FINISHED            # it never became the reader, so it has nothing to leave
+            raise Busy("another task is already receiving here; one receiver at a time",
+                       address=str(front.end.address), operation=self.name())
+        if front.closing or front.end.closed or front.end.generation != generation():
+            front.check(self.name())
+        front.reader = self
+        return 0
+
+    cdef int leave(self) except -1:
+        if self.front.reader is self:
+            self.front.reader = None
+        return 0
+
+
+cdef class SendOperation(Operation):
+    """Senders take turns in the order in which they came."""
+
+    def __init__(self, Front front, data, int mode, timeout):
+        self.front = front
+        self.data = data
+        self.mode = mode
+        self.timeout = timeout
+
+    def name(self):
+        return "send"
+
+    cdef object attempt(self):
+        cdef Front front = self.front
+        cdef MessageEndpoint end = front.end
+        cdef int status
+        if not self.queued:
+            if front.closing or end.closed or end.generation != generation():
+                front.check("send")
+            if end.turns >= MOST_TURNS:
+                end.turns = 0
+                return GIVE_WAY
+            if front.senders is not None and front.senders:
+                return self.queue()
+        elif front.senders[0] is not self:
+            return MUST_WAIT
+        if self.partial:
+            status = end.flush_output(False)
+        elif self.mode == ONE:
+            status = end.put_message(self.data, False)
+        elif self.mode == MANY:
+            self.index = end.put_messages(self.data, self.index, False)
+            status = end.put_status
+            if status == DONE and self.index < len(<list> self.data):
+                status = BLOCKED
+        else:
+            status = self.data()
+        if status == DONE:
+            if self.partial and self.mode == MANY and self.index < len(<list> self.data):
+                self.partial = False
+                return self.attempt()
+            self.partial = False
+            return None
+        if status == PARTIAL:
+            self.partial = True
+        end.slot.send_waits += 1
+        return self.queue()
+
+    def queue(self):
+        cdef Front front = self.front
+        if not self.queued:
+            if front.senders is None:
+                front.senders = deque()
+            front.senders.append(self)
+            self.queued = True
+        return MUST_WAIT
+
+    cdef int leave(self) except -1:
+        cdef Front front = self.front
+        if self.partial:
+            # Cancelled in mid-message: what is left is copied and written in the background.
+            self.partial = False
+            front.end.adopt_output()
+            if not front.closing and not front.end.closed:
+                front.watch(WRITE)
+        if self.queued:
+            self.queued = False
+            front.senders.remove(self)
+        return 0
+
+
+install(SendOperation)
+
+
+cdef extern from "Python.h":
+    void decref "Py_DECREF"(PyObject* o)
+
+from anywire.contract.endpoint cimport fork_generation as generation
+
+
+cdef class Front:
+    """The waiting half of a channel or stream; not made by users."""
+
+    def __init__(self, MessageEndpoint end, driver):
+        self.end = end
+        self.driver = driver
+        self.loop = driver.loop
+        self.thread = PyThread_get_thread_ident()
+        if end.read_fd < 0 and end.write_fd < 0:
+            end.set_wakeup(self._notified)
+
+    def __dealloc__(self):
+        if self.end is not None and not self.end.closed and self.end.generation == generation():
+            PyErr_WarnEx(ResourceWarning, "a channel or stream was never closed", 1)
+
+    # -- what it is -----------------------------------------------------------------------------------------------------
+
+    @property
+    def address(self):
+        """The address of the connection."""
+        return self.end.address
+
+    @property
+    def peer(self):
+        """Who is at the other end, as far as the wire tells."""
+        return self.end.peer
+
+    @property
+    def traits(self):
+        """What this wire promises."""
+        return self.end.wire.traits(self.end.address)
+
+    @property
+    def closed(self):
+        """Whether this side has closed (or is closing)."""
+        return self.closing or self.end.closed
+
+    @property
+    def unconfirmed(self):
+        """Messages sent and not known to have been handed to the peer's application."""
+        return self.end.unconfirmed
+
+    @property
+    def endpoint(self):
+        """The endpoint below, for wires and tools."""
+        return self.end
+
+    def stats(self):
+        """This connection's counters, read from the process's counters page."""
+        return counters.read_slot(self.end.slot)
+
+    def __repr__(self):
+        state = "closed" if self.closed else "lost" if self.end.broken else "open"
+        return f"<{type(self).__module__}.{type(self).__name__} {self.end.address} {state}>"
+
+    # -- readiness ------------------------------------------------------------------------------------------------------
+
+    cdef bint elsewhere(self) noexcept:
+        return PyThread_get_thread_ident() != self.thread
+
+    cdef int check(self, str operation) except -1:
+        self.end.check()
+        if self.closing:
+            raise ChannelClosed("it is being closed on this side", address=str(self.end.address), operation=operation)
+        return 0
+
+    cdef Waiter take_waiter(self):
+        cdef Waiter waiter = self.spare
+        if waiter is None:
+            return Waiter(self.loop)
+        self.spare = None
+        return waiter
+
+    cdef int watch(self, int mask) except -1:
+        if mask & READ and not self.watching_read and self.end.read_fd >= 0:
+            self.driver.watch_read(self.end.read_fd, self._readable)
+            self.watching_read = True
+        if mask & WRITE and not self.watching_write and self.end.write_fd >= 0:
+            self.driver.watch_write(self.end.write_fd, self._writable)
+            self.watching_write = True
+        return 0
+
+    cdef int unwatch(self, int mask) except -1:
+        if mask & READ and self.watching_read:
+            self.watching_read = False
+            self.driver.unwatch_read(self.end.read_fd)
+        if mask & WRITE and self.watching_write:
+            self.watching_write = False
+            self.driver.unwatch_write(self.end.write_fd)
+        return 0
+
+    def _readable(self):
+        """The loop says that the descriptor is readable. Level-triggered: with nobody waiting the watch ends."""
+        cdef Operation op
+        self.end.start_turn()
+        if self.reader is not None and self.reader.waiting() and self.reader.mask & READ:
+            self.reader.waiter.wake()
+            return
+        if self.senders is not None and self.senders:
+            op = <Operation> self.senders[0]
+            if op.waiting() and op.mask & READ:
+                op.waiter.wake()
+                return
+        self.unwatch(READ)
+
+    def _writable(self):
+        """The loop says that the descriptor is writable."""
+        cdef Operation op
+        self.end.turns = 0
+        if self.end.unread_output:
+            try:
+                if self.end.flush_output(False) != DONE:
+                    return
+            except (AnywireError, OSError):
+                self.end.unread_output = False       # the next operation meets the loss itself
+        if self.reader is not None and self.reader.waiting() and self.reader.mask & WRITE:
+            self.reader.waiter.wake()
+        while self.senders is not None and self.senders:
+            op = <Operation> self.senders[0]
+            if not op.waiting():
+                break
+            op.waiter.wake()
+            if self.senders and self.senders[0] is op:
+                return                               # still no room
+        if not self.senders and self.watching_write and not self.end.unread_output and not (
+                self.reader is not None and self.reader.waiting() and self.reader.mask & WRITE):
+            self.unwatch(WRITE)
+
+    def _notified(self):
+        """An endpoint without descriptor became ready; called on any thread."""
+        if self.notified or self.end.closed:
+            return
+        self.notified = True
+        if PyThread_get_thread_ident() == self.thread:
+            self.loop.call_soon(self._ready)
+        else:
+            try:
+                self.loop.call_soon_threadsafe(self._ready)
+            except RuntimeError:                     # the loop is closed: nobody is left to wake
+                pass
+
+    def _ready(self):
+        self.notified = False
+        self.end.start_turn()
+        if self.reader is not None and self.reader.waiting():
+            self.reader.waiter.wake()
+        self._writable()
+
+    # -- the end --------------------------------------------------------------------------------------------------------
+
+    def _give_up(self):
+        """Wake everyone who waits here: the channel is closing."""
+        cdef Operation op
+        waiting = list(self.senders or ())
+        if self.reader is not None:
+            waiting.append(self.reader)
+        for op in waiting:
+            if isinstance(op, SendOperation) and (<SendOperation> op).partial:
+                self.end.adopt_output()
+            if op.waiting():
+                op.waiter.failure = ChannelClosed("it was closed on this side while this operation waited",
+                                                  address=str(self.end.address), operation=op.name())
+                op.waiter.wake_soon()
+
+    async def close(self, *, timeout=5.0):
+        """End the connection politely: what was sent goes first, then the end, then wait for the peer's end.
+
+        Parameters: `timeout`, seconds to wait for the peer; after them the connection is dropped.
+        Raises PeerLost when the peer was lost and messages are unconfirmed. A cancelled close aborts."""
+        if self.closing or self.end.closed:
+            return
+        self.closing = True
+        self._give_up()
+        self.unwatch(READ | WRITE)
+        try:
+            await self.driver.run(self.end.close_steps(timeout))
+        finally:
+            self._over()
+
+    def abort(self):
+        """Drop the connection at once: no end frame, the peer sees a loss. Safe to call at any time."""
+        if self.end.closed:
+            return
+        self.closing = True
+        self._give_up()
+        self.unwatch(READ | WRITE)
+        self._over()
+
+    def _over(self):
+        self.end.release()
+        if self.on_close is not None:
+            callback, self.on_close = self.on_close, None
+            callback(self)
+
+    def when_closed(self, callback):
+        """Call `callback(self)` once when this connection is over (used by servers)."""
+        self.on_close = callback
+
+    def detach(self):
+        """Take the connection out of this object, for another process or front: a Handle; see `anywire.attach`.
+
+        Nothing may be under way. Raises Busy, Unsupported (a wire whose state can't leave the process), ChannelClosed."""
+        face = "stream" if isinstance(self.end, RawEndpoint) else "channel"
+        address = str(self.end.address)
+        kind, fds, state = self.detach_state()
+        return Handle(face, face, kind, address, fds, state)
+
+    def detach_state(self):
+        """(kind, descriptors, state): what `detach` wraps."""
+        self.check("detach")
+        if self.reader is not None or self.senders:
+            raise Busy("an operation is under way", address=str(self.end.address), operation="detach")
+        self.closing = True
+        self.unwatch(READ | WRITE)
+        return self.end.detach_state()
+
+    async def __aenter__(self):
+        return self
+
+    async def __aexit__(self, kind, error, traceback):
+        if kind is None:
+            await self.close()
+            return
+        try:
+            await self.close()
+        except AnywireError:
+            pass                                     # the block's own error matters more
+
+
+def pass_over(loop, make):
+    """Run `make()` (which gives an awaitable) on `loop` from a task of another thread's loop."""
+    async def there():
+        return await make()
+    return asyncio.wrap_future(asyncio.run_coroutine_threadsafe(there(), loop))

@@ -1,0 +1,477 @@
+"""The async front door: connect, serve, listen, pipe, attach.
+
+Owns: turning an address and options into channels and streams, and the servers. Everything runs on the running event loop;
+any asyncio loop that can watch descriptors will do. The same names without `await` are in `anywire.sync`.
+
+What can go wrong is told by errors that carry the address and the operation; a handler that fails is logged to the logger
+`anywire` and counted, its connection is dropped (the peer sees a loss), and the server goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Sequence
+from types import TracebackType
+from typing import Any, Generic, TypeAlias, TypeVar
+
+from anywire.contract import counters
+from anywire.contract.address import Address
+from anywire.contract.channel import Channel
+from anywire.contract.counters_page import LISTENER
+from anywire.contract.driver import driver_for
+from anywire.contract.endpoint import MessageEndpoint
+from anywire.contract.errors import AnywireError, ChannelClosed, EndOfChannel, PeerLost, Refused, TimedOut
+from anywire.contract.handle import Handle
+from anywire.contract.peer import Peer
+from anywire.contract.stream import Stream
+from anywire.wires import establish
+from anywire.wires.moving import attach_endpoint, detach_listener
+from anywire.wires.plan import CONNECT_TIMEOUT, HANDSHAKE_TIMEOUT, Plan, bind_all, may_connect, plan_for, verdict_of
+
+log = logging.getLogger("anywire")
+
+F = TypeVar("F", Channel, Stream)
+Authorize: TypeAlias = Callable[[Peer], "bool | str | None | Awaitable[bool | str | None]"]
+
+
+class Connecting(Generic[F]):
+    """What `connect` returns: await it for the channel, or enter it with `async with`, which also closes it."""
+
+    __slots__ = ("_make", "_result")
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self._make = make
+        self._result: F | None = None
+
+    def __await__(self) -> Generator[Any, None, F]:
+        return self._make().__await__()  # type: ignore[no-any-return]
+
+    async def __aenter__(self) -> F:
+        result: F = await self._make()
+        self._result = result
+        return result
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        assert self._result is not None
+        await self._result.__aexit__(kind, error, traceback)
+
+
+def connect(
+    address: str | Address,
+    *,
+    timeout: float | None = CONNECT_TIMEOUT,
+    wait: float | None = None,
+    max_message: int | None = None,
+    handshake_timeout: float = HANDSHAKE_TIMEOUT,
+    authorize: Authorize | None = None,
+    **wire_options: Any,
+) -> Connecting[Channel]:
+    """Connect to `address`; gives a Channel.
+
+    Parameters:
+        timeout: seconds for one attempt, None for ever.
+        wait: keep trying for this many seconds while nobody listens; None gives up at once.
+        max_message: largest message to receive, bytes (16 MiB where the wire has a limit of its own choosing).
+        handshake_timeout: seconds that the other side may be silent before its preamble.
+        authorize: asked with the Peer; False or a text refuses it. On one host the default is: same user, or root.
+        wire_options: what the wire understands (see its page); an unknown name is an error.
+
+    Raises: AddressError, UnknownWire, Refused, TimedOut, BadFrame, PeerLost, OSError.
+
+    >>> async def main():
+    ...     async def echo(channel):
+    ...         async for message in channel:
+    ...             await channel.send(message)
+    ...     async with serve(echo, "inproc://greet"), connect("inproc://greet") as channel:
+    ...         await channel.send(b"hello")
+    ...         return await channel.recv()
+    >>> asyncio.run(main())
+    b'hello'
+    """
+    plan = plan_for(address, "channel", "connect", max_message, handshake_timeout, wire_options)
+    return Connecting(lambda: _connect(Channel, plan, timeout, wait, authorize))
+
+
+def connect_stream(
+    address: str | Address,
+    *,
+    timeout: float | None = CONNECT_TIMEOUT,
+    wait: float | None = None,
+    authorize: Authorize | None = None,
+    **wire_options: Any,
+) -> Connecting[Stream]:
+    """Connect to `address`; gives a Stream of bytes. Parameters and errors as `connect`; Unsupported on message wires."""
+    plan = plan_for(address, "stream", "connect", None, HANDSHAKE_TIMEOUT, wire_options)
+    return Connecting(lambda: _connect(Stream, plan, timeout, wait, authorize))
+
+
+async def _connect(
+    kind: type[F], plan: Plan, timeout: float | None, wait: float | None, authorize: Authorize | None
+) -> F:
+    driver = driver_for()
+    steps = establish.connect_steps(plan.wire, plan.address, plan.face, plan.options, wait)
+    limit = None if timeout is None else timeout + (wait or 0)
+    try:
+        async with asyncio.timeout(limit):
+            endpoint = await driver.run(steps)
+    except TimeoutError as error:
+        if isinstance(error, AnywireError):
+            raise
+        raise TimedOut(limit or 0.0, address=str(plan.address), operation="connect") from None
+    refusal = await _judge(authorize, endpoint, plan)
+    if refusal is not None:
+        endpoint.release()
+        raise Refused(f"this side refused the peer: {refusal}", address=str(plan.address), operation="connect")
+    return kind(endpoint, driver)
+
+
+async def _judge(authorize: Authorize | None, endpoint: Any, plan: Plan) -> str | None:
+    """Why the peer may not connect, or None."""
+    peer: Peer = endpoint.peer
+    if authorize is None:
+        return may_connect(peer)
+    answer = authorize(peer)
+    if inspect.isawaitable(answer):
+        answer = await answer
+    return verdict_of(answer)
+
+
+async def connect_forever(
+    address: str | Address, *, backoff: tuple[float, float] = (0.05, 5.0), **options: Any
+) -> AsyncIterator[Channel]:
+    """A channel, and after it is over the next one, for ever: `async for channel in connect_forever(...)`.
+
+    Parameters: `backoff`: first and longest pause between attempts in seconds; pauses double and are jittered. The rest as
+    `connect`. Only what a later attempt may cure is retried (Refused, TimedOut, PeerLost, OSError)."""
+    pause = backoff[0]
+    while True:
+        try:
+            channel = await connect(address, **options)
+        except (Refused, TimedOut, PeerLost, ConnectionError, FileNotFoundError) as error:
+            log.info("connect %s: %s; next attempt in about %.2f s", address, error, pause)
+            await asyncio.sleep(pause * random.uniform(0.5, 1.0))
+            pause = min(pause * 2, backoff[1])
+            continue
+        pause = backoff[0]
+        try:
+            yield channel
+        finally:
+            try:
+                await channel.close()
+            except PeerLost:
+                pass
+
+
+class Listener:
+    """Listening addresses whose connections you take yourself: `await listener.accept()`.
+
+    `addresses` are the real ones. Closing stops listening; accepted connections live on."""
+
+    def __init__(
+        self,
+        kind: type[Any],
+        addresses: Sequence[str | Address],
+        max_message: int | None,
+        handshake_timeout: float,
+        authorize: Authorize | None,
+        backlog: int,
+        wire_options: dict[str, Any],
+    ) -> None:
+        face = "channel" if kind is Channel else "stream"
+        self._set_up(kind, *bind_all(addresses, face, max_message, handshake_timeout, backlog, wire_options))
+        self._authorize = authorize
+
+    def _set_up(self, kind: type[Any], plans: Any, acceptors: Any) -> None:
+        self._kind = kind
+        self._face = "channel" if kind is Channel else "stream"
+        self._plans, self._acceptors = plans, acceptors
+        self._authorize: Authorize | None = None
+        self._slot = counters.OwnSlot(LISTENER, ",".join(str(address) for address in self.addresses))
+
+    @property
+    def addresses(self) -> list[Address]:
+        """The real addresses, in the order given; a port 0 is the port that the kernel chose."""
+        return [acceptor.address for acceptor in self._acceptors]
+
+    def _count_error(self, error: OSError) -> None:
+        self._slot.add("accept_errors")
+
+    async def next(self) -> tuple[Any, Any]:
+        """The next raw connection: (acceptor, endpoint). Use `accept`."""
+        if not self._acceptors:
+            raise ChannelClosed("the listener is closed", operation="accept")
+        return await driver_for().run(establish.next_steps(self._acceptors, self._count_error))
+
+    async def establish(self, acceptor: Any, endpoint: Any) -> Any:
+        """Handshake, authorise: a channel or stream, or None when the peer was refused."""
+        driver = driver_for()
+        plan = self._plans[acceptor]
+        heard = await driver.run(establish.hear_steps(acceptor, endpoint, self._face, plan.options))
+        target = heard if isinstance(heard, MessageEndpoint) else heard[0]
+        try:
+            refusal = await _judge(self._authorize, target, plan)
+        except BaseException:
+            target.release()
+            raise
+        if refusal is not None:
+            log.info("accept %s: refused %s: %s", acceptor.address, target.peer, refusal)
+        ready = await driver.run(establish.answer_steps(heard, plan.options, refusal))
+        if ready is None:
+            return None
+        self._slot.add("accepts")
+        return self._kind(ready, driver)
+
+    async def accept(self, *, timeout: float | None = None) -> Any:
+        """The next connection that came through its handshake; failed ones are logged and passed over."""
+        try:
+            async with asyncio.timeout(timeout):
+                while True:
+                    acceptor, endpoint = await self.next()
+                    try:
+                        made = await self.establish(acceptor, endpoint)
+                    except (AnywireError, OSError) as error:
+                        log.info("accept %s: %s", acceptor.address, error)
+                        self._slot.add("accept_errors")
+                        continue
+                    if made is not None:
+                        return made
+        except TimeoutError as error:
+            if isinstance(error, AnywireError):
+                raise
+            raise TimedOut(timeout or 0.0, address=str(self.addresses[0]), operation="accept") from None
+
+    def detach(self) -> Handle:
+        """Give the listening socket away, for another process: a listener of one address. This object is then closed."""
+        return detach_listener(self)
+
+    def close(self) -> None:
+        """Stop listening."""
+        acceptors, self._acceptors = self._acceptors, []
+        for acceptor in acceptors:
+            acceptor.close()
+        if acceptors:
+            self._slot.release()
+
+    async def __aenter__(self) -> Listener:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.close()
+
+
+async def attach(handle: Handle) -> Any:
+    """The channel, stream or listener of a handle that `detach()` or `pipe()` made, also in another process."""
+    kind, made = attach_endpoint(handle)
+    if kind == "listener":
+        listener = Listener.__new__(Listener)
+        listener._set_up(Channel if handle.face == "channel" else Stream, *made)
+        return listener
+    driver = driver_for()
+    return (Channel if kind == "channel" else Stream)(await driver.run(made), driver)
+
+
+def listen(
+    *addresses: str | Address,
+    max_message: int | None = None,
+    handshake_timeout: float = HANDSHAKE_TIMEOUT,
+    authorize: Authorize | None = None,
+    backlog: int = 1024,
+    **wire_options: Any,
+) -> Listener:
+    """Listen on addresses and accept channels yourself. It listens when this returns. Raises AddressError, OSError."""
+    return Listener(Channel, addresses, max_message, handshake_timeout, authorize, backlog, wire_options)
+
+
+def listen_stream(
+    *addresses: str | Address, authorize: Authorize | None = None, backlog: int = 1024, **wire_options: Any
+) -> Listener:
+    """As `listen`, for streams of bytes."""
+    return Listener(Stream, addresses, None, HANDSHAKE_TIMEOUT, authorize, backlog, wire_options)
+
+
+class Server(Generic[F]):
+    """Runs a handler for each connection. Made by `serve`; use it with `async with`, or `start` and `close` it."""
+
+    def __init__(
+        self,
+        handler: Callable[[F], Awaitable[object]],
+        make_listener: Callable[[], Listener],
+        limit: int | None,
+        close_timeout: float,
+    ) -> None:
+        if limit is not None and limit < 1:
+            raise ValueError(f"a server's limit must be at least 1 connection, not {limit}")
+        self._handler = handler
+        self._make_listener = make_listener
+        self._limit = limit
+        self._close_timeout = close_timeout
+        self._listener: Listener | None = None
+        self._accepting: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._room = asyncio.Event()
+        self._addresses: list[Address] = []
+        self.connections: set[F] = set()
+        """The channels or streams whose handlers run now."""
+
+    @property
+    def addresses(self) -> list[Address]:
+        """The real addresses, in the order given."""
+        return list(self._addresses)
+
+    async def start(self) -> Server[F]:
+        """Listen and accept. `async with` does this."""
+        if self._listener is None:
+            self._listener = self._make_listener()
+            self._addresses = self._listener.addresses
+            self._accepting = asyncio.create_task(self._accept(self._listener))
+        return self
+
+    async def _accept(self, listener: Listener) -> None:
+        while True:
+            if self._limit is not None:
+                while len(self._tasks) >= self._limit:      # the rest waits in the kernel's backlog
+                    self._room.clear()
+                    await self._room.wait()
+            acceptor, endpoint = await listener.next()
+            task = asyncio.create_task(self._run(listener, acceptor, endpoint))
+            self._tasks.add(task)
+            task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._room.set()
+
+    async def _run(self, listener: Listener, acceptor: Any, endpoint: Any) -> None:
+        try:
+            connection: F | None = await listener.establish(acceptor, endpoint)
+        except asyncio.CancelledError:
+            endpoint.release()
+            raise
+        except (AnywireError, OSError) as error:
+            log.info("accept %s: %s", acceptor.address, error)
+            listener._slot.add("accept_errors")
+            return
+        except Exception:
+            log.exception("accept %s: authorize() failed; the connection was dropped", acceptor.address)
+            listener._slot.add("handler_errors")
+            return
+        if connection is None:
+            return
+        self.connections.add(connection)
+        try:
+            await self._handler(connection)
+            await connection.close(timeout=self._close_timeout)
+        except asyncio.CancelledError:
+            connection.abort()
+            raise
+        except (EndOfChannel, PeerLost) as error:
+            log.info("handler of %s: %s", connection.address, error)
+            connection.abort()
+        except Exception:
+            listener._slot.add("handler_errors")
+            log.exception("handler of %s failed; the connection was dropped", connection.address)
+            connection.abort()
+        finally:
+            self.connections.discard(connection)
+
+    async def serve_forever(self) -> None:
+        """Serve until cancelled, then drain."""
+        await self.start()
+        assert self._accepting is not None
+        try:
+            await asyncio.shield(self._accepting)
+        finally:
+            await self.close()
+
+    async def close(self, *, timeout: float | None = None) -> None:
+        """Stop listening, let handlers finish for `timeout` seconds (default: the server's), then cancel them."""
+        listener, self._listener = self._listener, None
+        if listener is None:
+            return
+        await self._stop_accepting(listener)
+        if self._tasks:
+            await asyncio.wait(list(self._tasks), timeout=self._close_timeout if timeout is None else timeout)
+        await self._cancel_handlers()
+
+    async def abort(self) -> None:
+        """Stop listening and drop every connection at once."""
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            await self._stop_accepting(listener)
+        await self._cancel_handlers()
+
+    async def _stop_accepting(self, listener: Listener) -> None:
+        assert self._accepting is not None
+        self._accepting.cancel()
+        await asyncio.wait([self._accepting])
+        listener.close()
+
+    async def _cancel_handlers(self) -> None:
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+    async def __aenter__(self) -> Server[F]:
+        return await self.start()
+
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            await self.abort()
+        else:
+            await self.close()
+
+    def __repr__(self) -> str:
+        where = ", ".join(str(address) for address in self._addresses) or "not started"
+        return f"<anywire.Server {where}, {len(self.connections)} connections>"
+
+
+def serve(
+    handler: Callable[[Channel], Awaitable[object]],
+    *addresses: str | Address,
+    limit: int | None = None,
+    max_message: int | None = None,
+    handshake_timeout: float = HANDSHAKE_TIMEOUT,
+    authorize: Authorize | None = None,
+    backlog: int = 1024,
+    close_timeout: float = 5.0,
+    **wire_options: Any,
+) -> Server[Channel]:
+    """Serve `handler(channel)`, a coroutine function, on addresses of any wires.
+
+    Parameters:
+        limit: most connections at once; further ones wait in the backlog.
+        max_message, handshake_timeout, authorize, wire_options: as `connect`.
+        backlog: connections that may wait to be accepted.
+        close_timeout: seconds that a closing server gives its handlers, and a closing channel its peer.
+
+    A channel is closed politely when its handler returns, and dropped (the peer sees a loss) when the handler raises.
+    """
+
+    def listener() -> Listener:
+        return Listener(Channel, addresses, max_message, handshake_timeout, authorize, backlog, wire_options)
+
+    return Server(handler, listener, limit, close_timeout)
+
+
+def serve_stream(
+    handler: Callable[[Stream], Awaitable[object]],
+    *addresses: str | Address,
+    limit: int | None = None,
+    authorize: Authorize | None = None,
+    backlog: int = 1024,
+    close_timeout: float = 5.0,
+    **wire_options: Any,
+) -> Server[Stream]:
+    """As `serve`, for streams of bytes: the handler gets a Stream. Unsupported on message wires."""
+
+    def listener() -> Listener:
+        return Listener(Stream, addresses, None, HANDSHAKE_TIMEOUT, authorize, backlog, wire_options)
+
+    return Server(handler, listener, limit, close_timeout)

@@ -1,0 +1,20 @@
+from libc.stdint cimport uint32_t, uint64_t
+from anywire.contract.endpoint cimport BytePump
+from anywire.framing.codec cimport Decoder
+
+
+cdef class FramedEndpoint(BytePump):
+    cdef readonly Decoder decoder
+    cdef readonly Py_ssize_t peer_limit
+    cdef uint64_t to_confirm, to_confirm_bytes
+    cdef readonly bint confirms
+    cdef readonly bint end_sent
+    cdef bint ending
+    cdef object hand_over(self)
+    cdef int more(self, bint block) except -1
+    cdef int need_sending(self) except -1
+    cdef int confirm_now(self) except -1
+    cdef int send_kind(self, uint32_t kind) except -1
+    cdef int delivered(self, Py_ssize_t n) except -1
+    cdef int lost(self, object reason, object cause) except -1
+    cdef int raise_end(self) except -1

@@ -1,0 +1,429 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False, embedsignature=True
+"""The framed endpoint: messages over any byte endpoint, for every stream wire and both fronts.
+
+Sits between a channel (which waits) and a byte endpoint (which moves bytes); the frames themselves are `framing.codec`.
+Runs on the front's thread; on the blocking front one thread may receive while another sends, which is why a confirmation
+is only written when nobody else is writing.
+
+What can go wrong: the peer ends without an end frame (`PeerLost`), breaks the protocol (`BadFrame`, `TooLarge`), or both
+after messages that are still here: those are handed out first, then the error, again and again.
+"""
+from libc.stdint cimport uint32_t, uint64_t
+from libc.string cimport memcpy
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
+from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
+from anywire.contract cimport counters
+from anywire.contract.endpoint cimport AGAIN, BLOCKED, DONE, PARTIAL, READ, SCRATCH, WRITE, BytePump, hold, iovec
+from anywire.framing.codec cimport (CLOSE, CONFIRM, END, LONGEST_HEADER, Decoder, write_descriptors, write_header,
+                                    write_kind)
+
+import time
+
+from anywire.contract.errors import AnywireError, ChannelClosed, EndOfChannel, PeerLost, TooLarge, Unsupported
+from anywire.contract.waits import Wait
+from anywire.framing.codec import WithDescriptors
+
+cdef object _WithDescriptors = WithDescriptors
+
+cdef enum:
+    CONFIRM_MESSAGES = 256         # so many messages, or so many bytes, are confirmed at the latest
+    CONFIRM_BYTES = 1 << 20
+    GATHER = 65536                 # bytes of small frames that leave in one system call
+    MOST_DRAINED = 64 << 20
+
+
+cdef class FramedEndpoint(BytePump):
+    """Messages of at most `max_message` bytes here, `peer_limit` there. `confirms` is False on a one-way wire."""
+
+    def __init__(self, below, Py_ssize_t max_message=16 << 20, Py_ssize_t peer_limit=16 << 20, *, bint confirms=True,
+                 bint descriptors=False, address=None):
+        BytePump.__init__(self, below, address)
+        self.max_message = max_message
+        self.peer_limit = peer_limit
+        self.confirms = confirms
+        self.decoder = Decoder(max_message, descriptors=descriptors)
+
+    @property
+    def unconfirmed(self):
+        return self.sent - self.decoder.confirmed
+
+    # -- sending --------------------------------------------------------------------------------------------------------
+
+    cdef int need_sending(self) except -1:
+        if self.broken:
+            self.raise_failure()
+        if self.end_sent:
+            raise ChannelClosed("send_eof() was called", address=str(self.address), operation="send")
+        if self.decoder.closed:
+            raise ChannelClosed(f"the peer closed the channel; {self.sent - self.decoder.confirmed} sent messages are "
+                                "unconfirmed", address=str(self.address), operation="send")
+        if self.write_fd < 0:
+            raise Unsupported("this end of a one-way wire can only receive", address=str(self.address),
+                              operation="send")
+        return 0
+
+    cdef int put_message(self, object data, bint block) except -1:
+        cdef const char* p
+        cdef Py_ssize_t n
+        cdef int size, status
+        cdef char head[LONGEST_HEADER]
+        cdef uint32_t confirmed
+        if self.broken or self.end_sent or self.decoder.closed or self.write_fd < 0:
+            self.need_sending()
+        keep = hold(data, &p, &n)
+        if n > self.peer_limit:
+            raise TooLarge(n, self.peer_limit, address=str(self.address), operation="send")
+        confirmed = <uint32_t> min(self.to_confirm, <uint64_t> 0xFFFFFFFF)
+        size = write_header(head, n, confirmed)
+        status = self.emit(head, size, p, n, keep, block)
+        if status != BLOCKED:
+            self.to_confirm -= confirmed
+            self.to_confirm_bytes = 0
+            self.sent += 1
+            self.slot.messages_sent += 1
+            self.slot.bytes_sent += n
+        return status
+
+    def put_fds(self, fds, message, bint block):
+        """Send `message` and descriptors with its first byte. Returns DONE, BLOCKED or PARTIAL as put_message."""
+        cdef const char* p
+        cdef Py_ssize_t n
+        cdef int size, status
+        cdef char head[LONGEST_HEADER]
+        cdef uint32_t confirmed
+        self.need_sending()
+        fds = list(fds)
+        keep = hold(message, &p, &n)
+        if n > min(self.peer_limit, <Py_ssize_t> 0xFFFFFFEF):
+            raise TooLarge(n, self.peer_limit, address=str(self.address), operation="send_fds")
+        if self.flush_output(block) != DONE:
+            return BLOCKED
+        confirmed = <uint32_t> min(self.to_confirm, <uint64_t> 0xFFFFFFFF)
+        size = write_descriptors(head, <uint32_t> n, confirmed, <uint32_t> len(fds))
+        if fds:
+            self.bytes.give_fds(fds)
+        status = self.emit(head, size, p, n, keep, False)
+        if status != BLOCKED:
+            self.to_confirm -= confirmed
+            self.sent += 1
+            self.slot.messages_sent += 1
+            self.slot.bytes_sent += n
+        elif fds:
+            self.bytes.give_fds(())
+        return status
+
+    cdef Py_ssize_t put_messages(self, list data, Py_ssize_t start, bint block) except -1:
+        """Small messages are gathered into one buffer and leave in one system call; large ones go one by one."""
+        cdef Py_ssize_t i = start, n, count = len(data), first, done, total
+        cdef const char* p
+        cdef char* gather
+        cdef size_t used
+        cdef uint32_t confirmed
+        cdef iovec v
+        self.need_sending()
+        self.put_status = DONE
+        if self.output_pending() and self.flush_output(block) != DONE:
+            self.put_status = BLOCKED
+            return start
+        gather = <char*> PyMem_RawMalloc(GATHER)
+        if gather == NULL:
+            raise MemoryError()
+        try:
+            while i < count:
+                used = 0
+                first = i
+                total = 0
+                confirmed = <uint32_t> min(self.to_confirm, <uint64_t> 0xFFFFFFFF)
+                while i < count:
+                    keep = hold(data[i], &p, &n)
+                    if n > self.peer_limit:
+                        if i > first:
+                            break          # what lies before it goes first, then it raises
+                        raise TooLarge(n, self.peer_limit, address=str(self.address), operation="send_many")
+                    if used + n + LONGEST_HEADER > GATHER:
+                        break
+                    used += write_header(gather + used, n, confirmed if i == first else 0)
+                    memcpy(gather + used, p, n)
+                    used += n
+                    total += n
+                    i += 1
+                if i == first:             # too large to gather
+                    self.put_status = self.put_message(data[i], block)
+                    if self.put_status == BLOCKED:
+                        return i
+                    i += 1
+                    if self.put_status == PARTIAL:
+                        return i
+                    continue
+                v.iov_base = gather
+                v.iov_len = used
+                self.writing = True
+                self.turns += 1
+                try:
+                    done = self.bytes.write(&v, 1, block)
+                except OSError as error:
+                    self.on_io_error(error)
+                finally:
+                    self.writing = False
+                if done == AGAIN:
+                    self.want = self.bytes.want
+                    self.put_status = BLOCKED
+                    return first
+                self.to_confirm -= confirmed
+                self.to_confirm_bytes = 0
+                self.sent += i - first
+                self.slot.messages_sent += i - first
+                self.slot.bytes_sent += total
+                if <size_t> done < used:
+                    self.rest = gather
+                    self.rest_size = used
+                    self.rest_sent = done
+                    gather = NULL
+                    self.want = WRITE
+                    self.put_status = PARTIAL
+                    if not block:
+                        return i
+                    self.put_status = self.flush_output(True)
+                    if self.put_status != DONE:
+                        self.put_status = PARTIAL
+                        return i
+                    gather = <char*> PyMem_RawMalloc(GATHER)
+                    if gather == NULL:
+                        raise MemoryError()
+            return i
+        finally:
+            PyMem_RawFree(gather)
+
+    cdef int send_kind(self, uint32_t kind) except -1:
+        cdef char head[LONGEST_HEADER]
+        cdef uint32_t confirmed = <uint32_t> min(self.to_confirm, <uint64_t> 0xFFFFFFFF) if self.confirms else 0
+        cdef int size = write_kind(head, kind, confirmed)
+        cdef int status = self.emit(head, size, NULL, 0, b"", False)
+        if status != BLOCKED:
+            self.to_confirm -= confirmed
+            self.to_confirm_bytes = 0
+        return status
+
+    cdef int confirm_now(self) except -1:
+        """Best effort: when it can't be written now, a later header or the next threshold carries it."""
+        if self.writing or self.output_pending() or self.broken or self.end_sent and self.closed or self.write_fd < 0:
+            self.to_confirm_bytes = 0
+            return 0
+        try:
+            if self.send_kind(<uint32_t> CONFIRM) == PARTIAL:
+                self.adopt_output()
+        except (AnywireError, OSError):
+            pass                   # the next operation meets the loss itself
+        self.to_confirm_bytes = 0
+        return 0
+
+    # -- receiving ------------------------------------------------------------------------------------------------------
+
+    cdef object take_message(self, bint block):
+        while True:
+            if self.decoder.ready_count:
+                return self.hand_over()
+            if self.more(block) == AGAIN:
+                return None
+
+    cdef object hand_over(self):
+        cdef object message
+        cdef Py_ssize_t n
+        if type(self.decoder.peek()) is _WithDescriptors:
+            raise Unsupported("the next message carries descriptors: take it with recv_fds()",
+                              address=str(self.address), operation="recv")
+        message = self.decoder.pop()
+        n = PyBytes_GET_SIZE(message)
+        self.delivered(n)
+        return message
+
+    cdef int delivered(self, Py_ssize_t n) except -1:
+        self.slot.messages_received += 1
+        self.slot.bytes_received += n
+        if self.confirms:
+            self.to_confirm += 1
+            self.to_confirm_bytes += n
+            if self.to_confirm_bytes >= CONFIRM_BYTES or self.to_confirm % CONFIRM_MESSAGES == 0:
+                self.confirm_now()
+        return 0
+
+    def take_fds_message(self, bint block):
+        """The next message with its descriptors: (message, [fd, ...]), or None when nothing is here now."""
+        while True:
+            if self.decoder.ready_count:
+                if type(self.decoder.peek()) is not _WithDescriptors:
+                    return self.hand_over(), []
+                wrapped = self.decoder.pop()
+                self.delivered(len(wrapped.message))
+                return wrapped.message, self.bytes.take_fds(wrapped.count)
+            if self.more(block) == AGAIN:
+                return None
+
+    cdef Py_ssize_t take_message_into(self, char* p, Py_ssize_t size, bint block) except -2:
+        cdef Py_ssize_t n
+        while True:
+            if self.decoder.target_done >= 0:
+                n = self.decoder.target_done
+                self.decoder.target_done = -1
+                self.delivered(n)
+                return n
+            if self.decoder.ready_count:
+                self.decoder.drop_target()
+                message = self.decoder.peek()
+                n = len(message) if type(message) is not _WithDescriptors else 0
+                if n > size:
+                    raise BufferError(f"recv_into {self.address}: the next message has {n} bytes and the buffer {size}; "
+                                      "the message stays queued")
+                message = self.hand_over()
+                memcpy(p, PyBytes_AS_STRING(message), n)
+                return n
+            self.decoder.set_target(p, size)
+            if self.more(block) == AGAIN:
+                return -1
+
+    cdef int stop_into(self) except -1:
+        if self.decoder.target != NULL or self.decoder.to_target:
+            self.decoder.drop_target()
+        return 0
+
+    cdef int more(self, bint block) except -1:
+        """Read once and decode; AGAIN when nothing is here now. Raises what follows the last whole message."""
+        cdef char* p
+        cdef Py_ssize_t n, got
+        if self.decoder.ended and not self.ending:
+            self.raise_end()
+        if self.broken:
+            self.raise_failure()
+        if self.read_fd < 0:
+            raise Unsupported("this end of a one-way wire can only send", address=str(self.address), operation="recv")
+        if self.decoder.direct(&p, &n):
+            got = self.read_at(p, n, block)
+            if got > 0:
+                self.decoder.advance(got)
+                return 0
+        else:
+            got = self.fill(&p, SCRATCH, block)
+        if got == AGAIN:
+            return AGAIN
+        if got == 0:
+            inside = self.decoder.inside
+            return self.lost(f"the connection ended {inside}" if inside else "the connection ended without an end frame",
+                             None)
+        try:
+            self.decoder.eat(p, got)
+            if self.decoder.confirmed > self.sent:
+                raise PeerLost("the peer confirmed more messages than were sent")
+        except AnywireError as error:
+            # Whole messages that came before the bad bytes are handed out first; then this error, again and again.
+            error.address = str(self.address)
+            error.operation = error.operation or "recv"
+            counters.lost(self.slot, str(error.what).encode()[:64])
+            self.fail(error)
+            self.bytes.interrupt()
+        self.confirmed = self.decoder.confirmed
+        return 0
+
+    cdef int raise_end(self) except -1:
+        raise EndOfChannel(address=str(self.address), operation="recv",
+                           unconfirmed=self.sent - self.decoder.confirmed)
+
+    cdef int lost(self, object reason, object cause) except -1:
+        self.fail(PeerLost(reason, address=str(self.address), operation="use",
+                           unconfirmed=self.sent - self.decoder.confirmed))
+        counters.lost(self.slot, reason.encode())
+        if self.decoder.ready_count == 0:
+            self.raise_failure()
+        return 0
+
+    cdef int on_io_error(self, object error) except -1:
+        """The kernel says that the peer is gone. What it sent before, confirmations too, is still to be read."""
+        cdef Py_ssize_t drained = 0, got
+        cdef char* p
+        cdef bint was_reading = self.reading
+        reason = error.strerror or str(error)
+        if not was_reading and self.read_fd >= 0 and not self.decoder.ended and not self.broken:
+            self.broken = True                      # no second loss report from within
+            try:
+                while drained < MOST_DRAINED:
+                    self.drained = False
+                    got = self.fill(&p, SCRATCH, False)
+                    if got <= 0:
+                        break
+                    self.decoder.eat(p, got)
+                    drained += got
+            except (AnywireError, OSError):
+                pass
+            self.broken = False
+        self.confirmed = min(self.decoder.confirmed, self.sent)
+        if self.decoder.closed:
+            self.need_sending()
+        self.fail(PeerLost(reason, address=str(self.address), operation="use", unconfirmed=self.sent - self.confirmed))
+        counters.lost(self.slot, reason.encode())
+        raise self.failure from error
+
+    # -- moving to another process --------------------------------------------------------------------------------------
+
+    def detach_state(self):
+        """(kind, descriptors, state): everything another process needs to go on where this one stops."""
+        if self.output_pending():
+            raise ChannelClosed("a message is still being written", address=str(self.address), operation="detach")
+        kind, fds = self.bytes.detach_state()
+        state = {"max_message": self.max_message, "peer_limit": self.peer_limit, "confirms": self.confirms,
+                 "sent": self.sent, "to_confirm": self.to_confirm, "decoder": self.decoder.detach_state()}
+        self.release()
+        return kind, fds, state
+
+    def restore_state(self, state):
+        """Go on where `detach_state` stopped in another process."""
+        self.sent = state["sent"]
+        self.to_confirm = state["to_confirm"]
+        self.decoder.restore_state(*state["decoder"])
+
+    # -- ending ---------------------------------------------------------------------------------------------------------
+
+    def try_eof(self):
+        """Half-close: the end frame goes after everything sent before it. DONE, BLOCKED or PARTIAL."""
+        if self.end_sent:
+            return DONE
+        self.need_sending()
+        cdef int status = self.send_kind(<uint32_t> END)
+        if status != BLOCKED:
+            self.end_sent = True
+        return status
+
+    def finish_steps(self, timeout):
+        """Generator: what was sent, then the close frame, then the half-close below."""
+        cdef double end = time.monotonic() + timeout
+        if self.write_fd < 0:
+            return
+        yield from self.flush_steps(timeout)
+        while not self.broken and not self.output_pending():
+            if self.send_kind(<uint32_t> CLOSE) != BLOCKED:
+                self.end_sent = True
+                yield from self.flush_steps(max(0.0, end - time.monotonic()))
+                if not self.output_pending():
+                    self.bytes.shutdown_write()
+                return
+            if not (yield Wait([(self.write_fd, self.want)], max(0.0, end - time.monotonic()))):
+                return
+
+    def drain_steps(self, timeout):
+        """Generator: drop what still comes, up to the peer's close frame or the deadline."""
+        cdef double end = time.monotonic() + timeout
+        if not self.confirms or not self.end_sent:
+            return
+        self.ending = True                   # after the peer's end its confirmations and its close still follow
+        while self.read_fd >= 0 and not self.decoder.closed:
+            while self.decoder.ready_count:
+                self.decoder.pop()
+                self.slot.drops += 1
+            if self.broken:
+                return
+            self.drained = False
+            if self.more(False) == AGAIN:
+                if not (yield Wait([(self.read_fd, self.want)], max(0.0, end - time.monotonic()))):
+                    return
+
+    def verdict(self):
+        if isinstance(self.failure, PeerLost) and self.sent > self.decoder.confirmed and not self.decoder.ended:
+            self.raise_failure()

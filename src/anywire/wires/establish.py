@@ -1,0 +1,227 @@
+"""Connecting and accepting, once for every wire and both fronts: generators that yield what they wait for.
+
+Called by the async and the blocking facade, which only differ in how they run these. Runs on the caller's thread.
+
+What can go wrong: nobody listens (`Refused`, retried while `wait` lasts), the other side is no anywire peer (`BadFrame`, at
+the first wrong byte), it says nothing (`TimedOut` after `handshake_timeout`), the process has no descriptors left (accepting
+pauses and goes on). Whatever fails, every descriptor opened here is closed here.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import socket
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from anywire.contract.address import Address
+from anywire.contract.endpoint import ByteEndpoint, MessageEndpoint, RawEndpoint
+from anywire.contract.errors import AnywireError, BadFrame, PeerLost, Refused, TimedOut, Unsupported
+from anywire.contract.waits import READ, WRITE, Steps, Wait
+from anywire.contract.wire import Acceptor, Wire
+from anywire.framing.preamble import Preamble, decode, missing, refuse
+from anywire.wires._framed import FramedEndpoint
+
+log = logging.getLogger("anywire")
+
+EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+"""accept(2): the process or the system has nothing left; the connection stays in the backlog, so wait and try again."""
+PASSING = {errno.ECONNABORTED, errno.EPROTO, errno.EINTR, errno.EAGAIN, errno.EPERM}
+"""accept(2): this one connection failed before we had it; the next may be well."""
+ABSENT = {errno.ECONNREFUSED, errno.ENOENT, errno.ENXIO, errno.EADDRNOTAVAIL, errno.ENETUNREACH, errno.EHOSTUNREACH}
+"""Nobody is there yet: what `wait=` retries."""
+
+
+def write_steps(below: ByteEndpoint, data: bytes) -> Steps[None]:
+    """Write all of `data`."""
+    view = memoryview(data)
+    while view:
+        done = below.write_some(view)
+        if done is None:
+            yield Wait([(below.write_fd if below.want == WRITE else below.read_fd, below.want)])
+        else:
+            view = view[done:]
+
+
+def read_preamble_steps(below: ByteEndpoint, timeout: float, operation: str) -> Steps[Preamble]:
+    """Read the peer's preamble, and not one byte more."""
+    data = b""
+    deadline = time.monotonic() + timeout
+    try:
+        while need := missing(data):
+            chunk = below.read_some(need)
+            if chunk is None:
+                left = deadline - time.monotonic()
+                fd = below.write_fd if below.want == WRITE else below.read_fd
+                if left <= 0 or not (yield Wait([(fd, below.want)], left)) and time.monotonic() >= deadline:
+                    raise TimedOut(
+                        timeout,
+                        address=str(below.address),
+                        operation=operation,
+                        advice=f"the peer sent {len(data)} bytes of a preamble; is it an anywire peer of this face?",
+                    )
+            elif not chunk:
+                raise PeerLost(
+                    f"the peer closed the connection before its preamble was whole ({len(data)} bytes came)",
+                    address=str(below.address),
+                    operation=operation,
+                )
+            else:
+                data += chunk
+        return decode(data)
+    except BadFrame as error:
+        error.address, error.operation = str(below.address), operation
+        raise
+
+
+def framed(below: ByteEndpoint, peer: Preamble | None, options: Mapping[str, Any], address: Address) -> FramedEndpoint:
+    """The framed endpoint over a connection whose preambles are exchanged (`peer` is None on a one-way writer)."""
+    largest = options["max_message"]
+    two_way = below.read_fd >= 0 and below.write_fd >= 0
+    return FramedEndpoint(
+        below,
+        largest,
+        min(peer.max_message, 1 << 62) if peer is not None else largest,
+        confirms=two_way,
+        descriptors=getattr(below, "carries_fds", False),
+        address=address,
+    )
+
+
+def greet_steps(below: ByteEndpoint, options: Mapping[str, Any], address: Address) -> Steps[FramedEndpoint]:
+    """The connecting side: say who we are, hear who they are. Closes `below` when it fails."""
+    try:
+        if below.write_fd >= 0:
+            yield from write_steps(below, Preamble(options["max_message"]).encode())
+        if below.read_fd < 0:
+            return framed(below, None, options, address)
+        peer = yield from read_preamble_steps(below, options["handshake_timeout"], "connect")
+        if peer.refusal is not None:
+            raise Refused(peer.refusal, address=str(address), operation="connect")
+        return framed(below, peer, options, address)
+    except BaseException:
+        below.release()
+        raise
+
+
+def dial_steps(wire: Wire, address: Address, face: str, options: Mapping[str, Any]) -> Steps[MessageEndpoint]:
+    """Connect once. `face` is "channel" or "stream"."""
+    endpoint = yield from wire.dial(address, options)
+    if isinstance(endpoint, MessageEndpoint):
+        if face == "stream":
+            endpoint.release()
+            raise no_stream(address)
+        return endpoint
+    if face == "stream":
+        return RawEndpoint(endpoint, address)
+    return (yield from greet_steps(endpoint, options, address))
+
+
+def no_stream(address: Address) -> Unsupported:
+    """The error for asking bytes of a message wire."""
+    return Unsupported(
+        f"{address.scheme} carries messages, not a stream of bytes; use connect() or serve()",
+        address=str(address),
+        operation="stream",
+    )
+
+
+def connect_steps(
+    wire: Wire, address: Address, face: str, options: Mapping[str, Any], wait: float | None
+) -> Steps[MessageEndpoint]:
+    """Connect; while nobody is there, try again for `wait` seconds (first soon, then every half second)."""
+    deadline = None if wait is None else time.monotonic() + wait
+    pause = 0.01
+    while True:
+        try:
+            return (yield from dial_steps(wire, address, face, options))
+        except Refused as error:
+            refused = error
+        except socket.gaierror as error:
+            refused = Refused(f"the name was not found: {error.strerror}", address=str(address), operation="connect")
+        except AnywireError:
+            raise
+        except OSError as error:
+            if error.errno not in ABSENT:
+                raise
+            refused = Refused(
+                f"nobody listens there ({error.strerror})",
+                address=str(address),
+                operation="connect",
+                advice="start the server first, or pass wait=SECONDS",
+            )
+        if deadline is None or time.monotonic() + pause > deadline:
+            raise refused
+        yield Wait([], pause)
+        pause = min(pause * 1.6, 0.5)
+
+
+def next_steps(acceptors: Sequence[Acceptor], on_error: Any = None) -> Steps[tuple[Acceptor, Any]]:
+    """The next connection of any acceptor. Never spins and never ends for lack of descriptors (`on_error` is told)."""
+    pause = 0.02
+    while True:
+        exhausted = False
+        for acceptor in acceptors:
+            try:
+                endpoint = acceptor.accept()
+            except OSError as error:
+                if on_error is not None:
+                    on_error(error)
+                if error.errno in EXHAUSTED:
+                    log.warning("accept %s: %s; trying again in %.2f s", acceptor.address, error.strerror, pause)
+                    exhausted = True
+                elif error.errno not in PASSING:
+                    raise
+                continue
+            if endpoint is not None:
+                return acceptor, endpoint
+        if exhausted:
+            yield Wait([], pause)
+            pause = min(pause * 2, 1.0)
+        else:
+            yield Wait([(acceptor.fileno(), READ) for acceptor in acceptors])
+
+
+def hear_steps(acceptor: Acceptor, endpoint: Any, face: str, options: Mapping[str, Any]) -> Steps[Any]:
+    """The listening side, first half: the wire's own handshake, then the peer's preamble.
+
+    Returns what `answer_steps` needs: a MessageEndpoint that is ready, or (byte endpoint, peer's preamble)."""
+    try:
+        endpoint = yield from acceptor.greet(endpoint)
+        if isinstance(endpoint, MessageEndpoint):
+            if face == "stream":
+                raise no_stream(acceptor.address)
+            return endpoint
+        if face == "stream":
+            return RawEndpoint(endpoint, endpoint.address)
+        if endpoint.read_fd < 0:
+            return endpoint, None
+        return endpoint, (yield from read_preamble_steps(endpoint, options["handshake_timeout"], "accept"))
+    except BaseException:
+        endpoint.release()
+        raise
+
+
+def answer_steps(heard: Any, options: Mapping[str, Any], refusal: str | None) -> Steps[MessageEndpoint | None]:
+    """The listening side, second half: our preamble, or the refusal (then the connection is closed; None)."""
+    if isinstance(heard, MessageEndpoint):
+        if refusal is None:
+            return heard
+        heard.release()
+        return None
+    below, peer = heard
+    try:
+        if refusal is not None:
+            if below.write_fd >= 0:
+                yield from write_steps(below, refuse(refusal))
+                below.shutdown_write()
+            below.release()
+            return None
+        if below.write_fd >= 0:
+            yield from write_steps(below, Preamble(options["max_message"]).encode())
+        return framed(below, peer, options, below.address)
+    except BaseException:
+        below.release()
+        raise
