@@ -60,7 +60,6 @@ class Wire(ABC):
     def bind(self, address: Address, options: Mapping[str, Any]) -> Acceptor:
         """Listen, at once. Raises OSError (address in use, permission denied) or Unsupported."""
 
-
     def adopt_listener(
         self, address: Address, fds: list[int], state: Mapping[str, Any], options: Mapping[str, Any]
     ) -> Acceptor:
@@ -94,14 +93,15 @@ class Acceptor(ABC):
 
         A generator like `dial`, run beside the accepting; returns the endpoint to use.
         """
+        yield from ()
         return endpoint
-        yield
 
     def detach(self) -> tuple[list[int], dict[str, Any]]:
         """Give the listening descriptors away, for another process: (descriptors, state for `Wire.adopt_listener`)."""
-        raise Unsupported("this wire's listener can't move to another process", address=self.address, operation="detach")
+        what = "this wire's listener can't move to another process"
+        raise Unsupported(what, address=self.address, operation="detach")
 
-    def set_wakeup(self, callback: Callable[[], None] | None) -> None:
+    def set_wakeup(self, callback: Callable[[], None] | None) -> None:  # noqa: B027 - most acceptors have a descriptor
         """Without a descriptor: call `callback`, from any thread, when a connection may wait. None ends that."""
 
 
@@ -128,7 +128,8 @@ def register(wire_class: type[Wire]) -> type[Wire]:
 
     A scheme that is registered again, or is built in, goes to the new class: a program may replace a wire.
     """
-    if not (isinstance(wire_class, type) and issubclass(wire_class, Wire)):
+    given: object = wire_class
+    if not (isinstance(given, type) and issubclass(given, Wire)):
         raise TypeError(f"a wire is a subclass of anywire's Wire, not {wire_class!r}")
     if not wire_class.schemes:
         raise TypeError(f"{wire_class.__qualname__} names no schemes")
