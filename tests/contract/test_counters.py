@@ -223,10 +223,7 @@ def test_own_page_from_inside_and_outside_is_the_same():
     slot = OwnSlot(counters_page.CHANNEL, "tcp://same:1")
     slot.add("messages_received", 3)
     assert snapshot() == snapshot(os.getpid())
-    assert slot.stats() in [
-        type(stats)(**{**{name: getattr(stats, name) for name in stats.__slots__}, "index": 0})
-        for stats in snapshot().slots
-    ]
+    assert slot.stats() in snapshot().slots
 
 
 def test_a_forked_child_counts_for_itself():

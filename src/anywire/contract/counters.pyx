@@ -289,10 +289,13 @@ cdef void lost(Slot* slot, bytes reason, unsigned int code=0) noexcept:
 cdef object read_slot(const Slot* slot):
     """The numbers of one slot as `Stats`. All zero for NULL."""
     cdef Slot empty
+    cdef Py_ssize_t index = 0
     if slot == NULL:
         memset(&empty, 0, sizeof(empty))
         slot = &empty
-    return counters_page.read_slot(PyMemoryView_FromMemory(<char*> slot, sizeof(Slot), PyBUF_READ), 0)
+    elif not _shared(slot):
+        index = slot - _slots
+    return counters_page.read_slot(PyMemoryView_FromMemory(<char*> slot, sizeof(Slot), PyBUF_READ), 0, index)
 
 
 def page_fd():
