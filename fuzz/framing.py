@@ -58,5 +58,7 @@ def test_one_input(data: bytes) -> None:
 
 
 if __name__ == "__main__":
-    atheris.Setup([*sys.argv, *([str(SEEDS)] if SEEDS.is_dir() else [])], test_one_input)
+    # Not as a corpus directory: libFuzzer would write what it finds into the repository.
+    seeds = ",".join(str(path) for path in sorted(SEEDS.iterdir()))
+    atheris.Setup([*sys.argv, f"-seed_inputs={seeds}"], test_one_input)
     atheris.Fuzz()
