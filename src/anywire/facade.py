@@ -364,12 +364,15 @@ class Server(Generic[F]):
             return
         self.connections.add(connection)
         try:
-            await self._handler(connection)
+            try:
+                await self._handler(connection)
+            except EndOfChannel:
+                pass                        # the peer ended, and the handler let recv() say so
             await connection.close(timeout=self._close_timeout)
         except asyncio.CancelledError:
             connection.abort()
             raise
-        except (EndOfChannel, PeerLost) as error:
+        except PeerLost as error:
             log.info("handler of %s: %s", connection.address, error)
             connection.abort()
         except Exception:

@@ -165,7 +165,7 @@ cdef class BlockingFront:
                 if self.closing:
                     self.check(operation)
         except BaseException:
-            if partial:
+            if end.output_pending():
                 end.adopt_output()
             raise
         finally:

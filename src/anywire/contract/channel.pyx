@@ -4,11 +4,11 @@
 Everything a user does with a message connection in a coroutine is here once; what differs by wire is the endpoint below.
 Runs on its event loop's thread; `send` and `recv` called in a task of another thread's loop are passed over to it.
 """
+cimport cython
 from cpython.buffer cimport PyBUF_WRITABLE, PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from anywire.contract.endpoint cimport BLOCKED, DONE, READ, Loan, MessageEndpoint
 from anywire.contract.endpoint cimport fork_generation as generation
-from anywire.contract.front cimport (GIVE_WAY, MUST_WAIT, Front, Operation, ReceiveOperation, SendOperation, Waiter,
-                                     install)
+from anywire.contract.front cimport GIVE_WAY, MUST_WAIT, Front, ReceiveOperation, install, sending
 
 from anywire.contract.errors import EndOfChannel
 from anywire.contract.front import pass_over
@@ -24,6 +24,7 @@ cdef enum:
     MOST_TURNS = 64
 
 
+@cython.freelist(64)
 cdef class Receive(ReceiveOperation):
     cdef int mode
     cdef Py_ssize_t limit
@@ -172,17 +173,17 @@ cdef class Channel(Front):
             return pass_over(self.loop, lambda: self.send(data, timeout=timeout))
         if isinstance(data, Loan):
             return self.send_loan(data, timeout)
-        return SendOperation(self, data, ONE, timeout)
+        return sending(self, data, ONE, timeout)
 
     async def send_loan(self, Loan loan, timeout):
-        await SendOperation(self, loan, ONE, timeout)
+        await sending(self, loan, ONE, timeout)
         loan.sent = True
 
     def send_many(self, messages, *, timeout=None):
         """Send messages in order, many in one system call. Cancelled, a first part of them went, each whole."""
         if self.elsewhere():
             return pass_over(self.loop, lambda: self.send_many(messages, timeout=timeout))
-        return SendOperation(self, list(messages), MANY, timeout)
+        return sending(self, list(messages), MANY, timeout)
 
     def send_fds(self, fds, message=b"", *, timeout=None):
         """Send descriptors (numbers or objects with fileno()) with a message. Unix sockets only; at most 253 at once.
@@ -192,7 +193,7 @@ cdef class Channel(Front):
         if self.elsewhere():
             return pass_over(self.loop, lambda: self.send_fds(fds, message, timeout=timeout))
         fds = list(fds)
-        return SendOperation(self, lambda: self.end.put_fds(fds, message, False), CALL, timeout)
+        return sending(self, lambda: self.end.put_fds(fds, message, False), CALL, timeout)
 
     def try_send(self, data):
         """Send without waiting: True when the message was taken, False when there is no room now."""
@@ -212,7 +213,7 @@ cdef class Channel(Front):
 
     def send_eof(self, *, timeout=None):
         """Half-close: the peer's receives end after what was sent; it may still send. Raises Unsupported where none is."""
-        return SendOperation(self, self.end.try_eof, CALL, timeout)
+        return sending(self, self.end.try_eof, CALL, timeout)
 
     def loan(self, Py_ssize_t nbytes):
         """Writable memory of `nbytes` bytes for one message: fill it, then `send(loan)`."""

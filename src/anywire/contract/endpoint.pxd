@@ -46,6 +46,7 @@ cdef class ByteEndpoint:
     cdef public object peer
     cdef public object wire
     cdef public bint eof_written
+    cdef public bint buffered            # keeps bytes of its own: a short read does not mean that nothing is left
     cdef int users
     cdef bint doomed
     cdef Py_ssize_t read(self, char* p, size_t n, bint block) except -1

@@ -194,6 +194,7 @@ cdef class ByteEndpoint:
     def __cinit__(self, *args, **keywords):
         self.read_fd = self.write_fd = -1
         self.want = READ
+        self.buffered = True
 
     cdef Py_ssize_t read(self, char* p, size_t n, bint block) except -1:
         self.want = READ
@@ -553,15 +554,10 @@ cdef class BytePump(MessageEndpoint):
             self.want = WRITE
             return PARTIAL
         try:
-            while True:
-                if self.flush_output(True) == DONE:
-                    return DONE
-                if self.bytes.want == READ or self.wake_fd >= 0:
-                    break
+            return DONE if self.flush_output(True) == DONE else PARTIAL
         except BaseException:
             self.adopt_output()
             raise
-        return PARTIAL
 
     cdef int flush_output(self, bint block) except -1:
         cdef iovec v[2]
@@ -673,7 +669,7 @@ cdef class BytePump(MessageEndpoint):
         else:
             p[0] = _scratch
         got = self.read_at(p[0], size, block)
-        if not block and 0 < got < <Py_ssize_t> size:
+        if not block and 0 < got < <Py_ssize_t> size and not self.bytes.buffered:
             self.drained = True
             self.drained_tick = coarse_tick()
         return got

@@ -60,6 +60,7 @@ cdef class Front:
     cdef int unwatch(self, int mask) except -1
     cdef Waiter take_waiter(self)
 
+cdef SendOperation sending(Front front, object data, int mode, object timeout)
 cdef object GIVE_WAY
 cdef object MUST_WAIT
 cdef int install(object kind) except -1

@@ -11,6 +11,7 @@ Everything here runs on the loop's thread; `send` and `recv` called on another t
 What can go wrong: cancellation at any await (an operation that is thrown into leaves the queues as if it had never waited,
 except that a message half written goes whole); the loop closing under us; a peer that never lets go (time-outs).
 """
+cimport cython
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_INCREF
 from cpython.exc cimport PyErr_WarnEx
@@ -288,14 +289,9 @@ cdef class ReceiveOperation(Operation):
         return 0
 
 
+@cython.freelist(64)
 cdef class SendOperation(Operation):
     """Senders take turns in the order in which they came."""
-
-    def __init__(self, Front front, data, int mode, timeout):
-        self.front = front
-        self.data = data
-        self.mode = mode
-        self.timeout = timeout
 
     def name(self):
         return "send"
@@ -356,10 +352,22 @@ cdef class SendOperation(Operation):
         if self.queued:
             self.queued = False
             front.senders.remove(self)
+            if front.senders and front.end.write_fd < 0:
+                front._notified()            # no level-triggered descriptor will tell the next sender
         return 0
 
 
 install(SendOperation)
+
+
+cdef SendOperation sending(Front front, object data, int mode, object timeout):
+    """A send to be awaited. Made without __init__, whose arguments would cost a tuple."""
+    cdef SendOperation op = SendOperation.__new__(SendOperation)
+    op.front = front
+    op.data = data
+    op.mode = mode
+    op.timeout = timeout
+    return op
 
 
 cdef extern from "Python.h":

@@ -3,11 +3,12 @@
 
 Runs on its event loop's thread.
 """
+cimport cython
 from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytearray cimport PyByteArray_AS_STRING
 from cpython.bytes cimport PyBytes_GET_SIZE
 from anywire.contract.endpoint cimport SCRATCH, RawEndpoint
-from anywire.contract.front cimport GIVE_WAY, MUST_WAIT, Front, ReceiveOperation, SendOperation, install
+from anywire.contract.front cimport GIVE_WAY, MUST_WAIT, Front, ReceiveOperation, install, sending
 
 from anywire.contract.errors import EndOfChannel, TooLarge
 
@@ -22,6 +23,7 @@ cdef enum:
     MOST_TURNS = 64
 
 
+@cython.freelist(64)
 cdef class Read(ReceiveOperation):
     cdef int mode
     cdef Py_ssize_t size, have
@@ -165,12 +167,12 @@ cdef class Stream(Front):
 
     def write(self, data, *, timeout=None):
         """Write all of `data` (any contiguous buffer); waits while the peer is slow. Cancelled, it goes whole or not at all."""
-        return SendOperation(self, data, ONE, timeout)
+        return sending(self, data, ONE, timeout)
 
     def write_many(self, parts, *, timeout=None):
         """Write buffers in order."""
-        return SendOperation(self, list(parts), MANY, timeout)
+        return sending(self, list(parts), MANY, timeout)
 
     def write_eof(self, *, timeout=None):
         """Half-close: the peer reads the end after what was written. Raises Unsupported where the wire has none."""
-        return SendOperation(self, self.end.try_eof, CALL, timeout)
+        return sending(self, self.end.try_eof, CALL, timeout)

@@ -330,9 +330,12 @@ class Server(Generic[F]):
                 return
             with self._lock:
                 self.connections.add(connection)
-            self._handler(connection)
+            try:
+                self._handler(connection)
+            except EndOfChannel:
+                pass                                        # the peer ended, and the handler let recv() say so
             connection.close(timeout=self._close_timeout)
-        except (EndOfChannel, PeerLost) as error:
+        except PeerLost as error:
             log.info("handler of %s: %s", acceptor.address, error)
         except Exception as error:
             if connection is None and isinstance(error, (AnywireError, OSError)):

@@ -62,6 +62,7 @@ cdef class SocketBytes(ByteEndpoint):
 
     def __init__(self, int fd, *, address=None, peer=None, wire=None):
         self.fd = self.read_fd = self.write_fd = fd
+        self.buffered = False
         self.address = address
         self.peer = peer
         self.wire = wire
@@ -284,6 +285,7 @@ cdef class PipeBytes(ByteEndpoint):
                 os.set_blocking(fd, False)
         self.read_fd = read_fd
         self.write_fd = write_fd
+        self.buffered = False
 
     def __dealloc__(self):
         if self.read_fd >= 0:

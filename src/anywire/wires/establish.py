@@ -26,10 +26,9 @@ from anywire.wires._framed import FramedEndpoint
 
 log = logging.getLogger("anywire")
 
-EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
-"""accept(2): the process or the system has nothing left; the connection stays in the backlog, so wait and try again."""
 PASSING = {errno.ECONNABORTED, errno.EPROTO, errno.EINTR, errno.EAGAIN, errno.EPERM}
-"""accept(2): this one connection failed before we had it; the next may be well."""
+"""accept(2): this one connection failed before we had it; the next may be well. After anything else (EMFILE, ENFILE, ENOBUFS,
+ENOMEM: nothing left for now, and the connection stays in the backlog) accepting pauses instead of spinning."""
 ABSENT = {errno.ECONNREFUSED, errno.ENOENT, errno.ENXIO, errno.EADDRNOTAVAIL, errno.ENETUNREACH, errno.EHOSTUNREACH}
 """Nobody is there yet: what `wait=` retries."""
 
@@ -169,11 +168,11 @@ def next_steps(acceptors: Sequence[Acceptor], on_error: Any = None) -> Steps[tup
             except OSError as error:
                 if on_error is not None:
                     on_error(error)
-                if error.errno in EXHAUSTED:
-                    log.warning("accept %s: %s; trying again in %.2f s", acceptor.address, error.strerror, pause)
-                    exhausted = True
-                elif error.errno not in PASSING:
+                if acceptor.fileno() < 0:
                     raise
+                if error.errno not in PASSING:
+                    log.warning("accept %s: %s; trying again in %.2f s", acceptor.address, error, pause)
+                    exhausted = True
                 continue
             if endpoint is not None:
                 return acceptor, endpoint
