@@ -22,6 +22,7 @@ DEMO_ARGS ?=
 BENCH_ARGS ?=
 EVIDENCE_ARGS ?=
 FUZZ_SECONDS ?= 60
+FUZZ_ARGS ?=
 # Passed to Meson, e.g. MESON_ARGS="-Csetup-args=-Db_sanitize=address,undefined"
 MESON_ARGS ?=
 
@@ -57,12 +58,6 @@ sanitize:
 	UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 .venv-sanitize/bin/python -m pytest \
 		--timeout 240 -m "not no_sanitize" $(PYTEST_ARGS) $(SANITIZE_TESTS)
 
-# Each target for this long. A crash stops the run and leaves its input, crash-*, in build/.
-FUZZ_SECONDS ?= 60
-fuzz: $(VENV)/.built $(VENV)/.group-fuzz
-	cd build && for target in ../fuzz/*.py; do echo "$$target: $(FUZZ_SECONDS) s"; \
-		$(abspath $(BIN))/python $$target -max_total_time=$(FUZZ_SECONDS) -print_final_stats=1 -verbosity=0 || exit 1; done
-
 # Each check runs even when another failed, so that one run shows everything.
 check: $(VENV)/.built $(VENV)/.group-check $(VENV)/.group-docs
 	@$(MAKE) --no-print-directory --keep-going check-lint check-types check-layers check-files docs
@@ -81,10 +76,24 @@ check-layers: $(VENV)/.built $(VENV)/.group-check
 
 check-files: $(VENV)/.group-check
 	$(BIN)/python scripts/check_sources.py
+	$(BIN)/python scripts/check_evidence.py
 	@$(BIN)/towncrier build --draft --version next >build/changelog.log 2>&1 || { cat build/changelog.log; exit 1; }
 
 docs: $(VENV)/.group-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
+# Built like any install, then made to run on other distributions, then tried where there is nothing.
+wheel: $(VENV)/.built $(VENV)/.group-wheel
+	@rm -rf build/wheel dist && mkdir -p build/wheel dist
+	$(BIN)/python -m pip wheel -qq --no-build-isolation --no-deps -Cbuild-dir=build/$(notdir $(VENV)) -w build/wheel .
+	$(BIN)/auditwheel --quiet repair --wheel-dir dist build/wheel/*.whl
+	$(BIN)/python scripts/check_wheel.py dist/*.whl
+
+fuzz: $(VENV)/.built $(VENV)/.group-fuzz
+	$(BIN)/python scripts/fuzz.py --seconds $(FUZZ_SECONDS) $(FUZZ_ARGS)
+
+evidence: $(VENV)/.built $(VENV)/.group-bench $(VENV)/.group-fuzz $(VENV)/.group-test
+	$(BIN)/python scripts/evidence.py $(EVIDENCE_ARGS)
 
 # ---- environments -----------------------------------------------------------------------------------------------
 

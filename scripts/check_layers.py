@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import tomllib
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "src"
@@ -35,13 +36,13 @@ def within(module: str, package: str) -> bool:
     return module == package or module.startswith(package + ".")
 
 
-def layers(contract: dict[str, list[str]]) -> list[list[str]]:
+def layers(contract: dict[str, Any]) -> list[list[str]]:
     """From the top; each layer is one or more modules: "a", "(optional)", "a : b"."""
     (container,) = contract["containers"]
     return [[f"{container}.{name.strip(' ()')}" for name in re.split("[:|]", layer)] for layer in contract["layers"]]
 
 
-def forbidden(module: str, contracts: list[dict[str, list[str]]]) -> list[tuple[str, str]]:
+def forbidden(module: str, contracts: list[dict[str, Any]]) -> list[tuple[str, str]]:
     """What a module may not import, each with the name of the contract that says so."""
     pairs = []
     for contract in contracts:
@@ -49,10 +50,10 @@ def forbidden(module: str, contracts: list[dict[str, list[str]]]) -> list[tuple[
             above: list[str] = []
             for layer in layers(contract):
                 if any(within(module, name) for name in layer):
-                    pairs += [(name, str(contract["name"])) for name in above]
+                    pairs += [(name, contract["name"]) for name in above]
                 above += layer
         elif any(within(module, name) for name in contract["source_modules"]):
-            pairs += [(name, str(contract["name"])) for name in contract["forbidden_modules"]]
+            pairs += [(name, contract["name"]) for name in contract["forbidden_modules"]]
     return pairs
 
 
