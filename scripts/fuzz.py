@@ -1,7 +1,7 @@
 """Run each atheris target of fuzz/ for a while. A finding stops it, is printed, and leaves its input in build/fuzz/.
 
-A target is a Python file in fuzz/ whose name doesn't start with an underscore; it takes libFuzzer's arguments. Its
-corpus grows in build/fuzz/NAME; inputs worth keeping are committed in fuzz/corpus/NAME. Called by `make fuzz`.
+A target is a Python file in fuzz/ whose name doesn't start with an underscore; it takes libFuzzer's arguments and brings
+its own seeds (fuzz/seeds/NAME). What it learns stays in build/fuzz/NAME for the next run. Called by `make fuzz`.
 """
 
 from __future__ import annotations
@@ -20,13 +20,10 @@ MEMORY_MB = 1024
 def fuzz(target: Path, seconds: int) -> bool:
     grown = ROOT / "build" / "fuzz" / target.stem
     grown.mkdir(parents=True, exist_ok=True)
-    kept = ROOT / "fuzz" / "corpus" / target.stem
     command = [
         sys.executable, str(target), f"-max_total_time={seconds}", f"-rss_limit_mb={MEMORY_MB}", "-timeout=10",
         f"-artifact_prefix={grown.parent}/{target.stem}-", "-print_final_stats=1", str(grown),
     ]
-    if kept.is_dir():
-        command.append(str(kept))
     start = time.monotonic()
     done = subprocess.run(
         command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False,
