@@ -86,7 +86,7 @@ docs: $(VENV)/.group-docs
 wheel: $(VENV)/.built $(VENV)/.group-wheel
 	@rm -rf build/wheel dist && mkdir -p build/wheel dist
 	$(BIN)/python -m pip wheel -qq --no-build-isolation --no-deps -Cbuild-dir=build/$(notdir $(VENV)) -w build/wheel .
-	$(BIN)/auditwheel --quiet repair --wheel-dir dist build/wheel/*.whl
+	$(BIN)/auditwheel repair --wheel-dir dist build/wheel/*.whl >build/auditwheel.log 2>&1 || { cat build/auditwheel.log; exit 1; }
 	$(BIN)/python scripts/check_wheel.py dist/*.whl
 
 fuzz: $(VENV)/.built $(VENV)/.group-fuzz
