@@ -127,6 +127,7 @@ async def _connect(
     if refusal is not None:
         endpoint.release()
         raise Refused(f"this side refused the peer: {refusal}", address=str(plan.address), operation="connect")
+    endpoint.count_connect()
     return kind(endpoint, driver)
 
 

@@ -10,9 +10,10 @@ operation or by `close`; a close from another thread (a receiver goes on until t
 from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytearray cimport PyByteArray_AS_STRING
 from cpython.exc cimport PyErr_CheckSignals, PyErr_WarnEx
+from libc.stdint cimport uint64_t
 from anywire.contract cimport counters
 from anywire.contract.endpoint cimport (BLOCKED, DONE, PARTIAL, READ, SCRATCH, WRITE, Loan, MessageEndpoint, RawEndpoint,
-                                        fork_generation)
+                                        fork_generation, monotonic_ns)
 
 import time
 
@@ -135,6 +136,8 @@ cdef class BlockingFront:
         cdef int status
         cdef Py_ssize_t index = 0
         cdef bint block = timeout is None, partial = False
+        cdef int ready
+        cdef uint64_t since
         if not acquire(self.send_lock, limit):
             raise TimedOut(timeout, address=str(end.address), operation=operation)
         try:
@@ -160,7 +163,10 @@ cdef class BlockingFront:
                 if status == PARTIAL:
                     partial = True
                 end.slot.send_waits += 1
-                if not end.wait_ready(end.want, -1 if limit < 0 else max(0.0, deadline - time.monotonic())):
+                since = monotonic_ns()
+                ready = end.wait_ready(end.want, -1 if limit < 0 else max(0.0, deadline - time.monotonic()))
+                end.slot.send_wait_ns += monotonic_ns() - since
+                if not ready:
                     raise TimedOut(timeout, address=str(end.address), operation=operation)
                 if self.closing:
                     self.check(operation)

@@ -24,6 +24,7 @@ cdef enum:
 cdef enum:
     SCRATCH = 262144   # bytes; the largest read of one turn, and the size of the shared read area
 
+cdef uint64_t monotonic_ns() noexcept nogil
 cdef unsigned int fork_generation() noexcept nogil
 cdef char* scratch() noexcept nogil
 cdef object hold(object data, const char** p, Py_ssize_t* n)

@@ -78,6 +78,12 @@ cdef inline long coarse_tick() noexcept nogil:
     return t.tv_sec * 1000000000 + t.tv_nsec
 
 
+cdef uint64_t monotonic_ns() noexcept nogil:
+    cdef timespec t
+    clock_gettime(CLOCK_MONOTONIC, &t)
+    return <uint64_t> t.tv_sec * 1000000000 + t.tv_nsec
+
+
 cdef inline double now() noexcept nogil:
     cdef timespec t
     clock_gettime(CLOCK_MONOTONIC, &t)
@@ -368,6 +374,10 @@ cdef class MessageEndpoint:
         """Name the counters' slot after the address."""
         self.address = address
         counters.set_label(self.slot, str(address).encode())
+
+    def count_connect(self):
+        """This side made the connection (for the counters)."""
+        self.slot.connects += 1
 
     @property
     def unconfirmed(self):
@@ -692,7 +702,7 @@ cdef class BytePump(MessageEndpoint):
     cdef int on_io_error(self, object error) except -1:
         reason = error.strerror or str(error)
         self.fail(PeerLost(reason, address=str(self.address), operation="use", unconfirmed=self.sent - self.confirmed))
-        counters.lost(self.slot, reason.encode())
+        counters.lost(self.slot, reason.encode("utf-8", "replace"), error.errno or 0)
         raise copy.copy(self.failure) from error
 
 

@@ -1,5 +1,6 @@
 # What async channels and streams share: waiting, in the event loop, without a Future or Task per message.
 from cpython.object cimport PyObject
+from libc.stdint cimport uint64_t
 from anywire.contract.endpoint cimport MessageEndpoint
 
 
@@ -40,6 +41,7 @@ cdef class SendOperation(Operation):
     cdef int mode
     cdef bint partial
     cdef bint queued
+    cdef uint64_t since                 # when it began to wait, nanoseconds
 
 
 cdef class Front:

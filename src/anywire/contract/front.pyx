@@ -339,6 +339,7 @@ cdef class SendOperation(Operation):
                 front.senders = deque()
             front.senders.append(self)
             self.queued = True
+            self.since = monotonic_ns()
         return MUST_WAIT
 
     cdef int leave(self) except -1:
@@ -351,6 +352,7 @@ cdef class SendOperation(Operation):
                 front.watch(WRITE)
         if self.queued:
             self.queued = False
+            front.end.slot.send_wait_ns += monotonic_ns() - self.since
             front.senders.remove(self)
             if front.senders and front.end.write_fd < 0:
                 front._notified()            # no level-triggered descriptor will tell the next sender
@@ -373,7 +375,7 @@ cdef SendOperation sending(Front front, object data, int mode, object timeout):
 cdef extern from "Python.h":
     void decref "Py_DECREF"(PyObject* o)
 
-from anywire.contract.endpoint cimport fork_generation as generation
+from anywire.contract.endpoint cimport fork_generation as generation, monotonic_ns
 
 
 cdef class Front:

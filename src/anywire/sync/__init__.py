@@ -90,6 +90,7 @@ def _connect(plan: Plan, timeout: float | None, wait: float | None, authorize: A
     if refusal is not None:
         endpoint.release()
         raise Refused(f"this side refused the peer: {refusal}", address=str(plan.address), operation="connect")
+    endpoint.count_connect()
     return endpoint
 
 

@@ -240,6 +240,7 @@ cdef class FramedEndpoint(BytePump):
     cdef int delivered(self, Py_ssize_t n) except -1:
         self.slot.messages_received += 1
         self.slot.bytes_received += n
+        self.slot.queue_depth = self.decoder.ready_count
         if self.confirms:
             self.to_confirm += 1
             self.to_confirm_bytes += n
@@ -317,10 +318,13 @@ cdef class FramedEndpoint(BytePump):
             # Whole messages that came before the bad bytes are handed out first; then this error, again and again.
             error.address = str(self.address)
             error.operation = error.operation or "recv"
-            counters.lost(self.slot, str(error.what).encode()[:64])
+            counters.lost(self.slot, str(error.what).encode("utf-8", "replace"))
             self.fail(error)
             self.bytes.interrupt()
-        self.confirmed = self.decoder.confirmed
+        self.confirmed = self.slot.confirmed = self.decoder.confirmed
+        self.slot.queue_depth = self.decoder.ready_count
+        if self.slot.queue_depth > self.slot.queue_high:
+            self.slot.queue_high = self.slot.queue_depth
         return 0
 
     cdef int raise_end(self) except -1:
@@ -358,7 +362,8 @@ cdef class FramedEndpoint(BytePump):
         if self.decoder.closed:
             self.need_sending()
         self.fail(PeerLost(reason, address=str(self.address), operation="use", unconfirmed=self.sent - self.confirmed))
-        counters.lost(self.slot, reason.encode())
+        self.slot.confirmed = self.confirmed
+        counters.lost(self.slot, reason.encode("utf-8", "replace"), error.errno or 0)
         raise self.failure from error
 
     # -- moving to another process --------------------------------------------------------------------------------------

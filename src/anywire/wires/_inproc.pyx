@@ -47,6 +47,7 @@ cdef class InprocEndpoint(MessageEndpoint):
             self.slot.bytes_received += n
             if self.other is not None:
                 self.other.confirmed += 1
+                self.other.slot.confirmed += 1
                 self.other.slot.queue_depth = len(self.inbox)
             return message
         if self.broken:
