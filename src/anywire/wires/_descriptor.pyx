@@ -150,6 +150,8 @@ cdef class UnixBytes(SocketBytes):
     Descriptors arrive with the bytes they were sent with; a read never goes past such bytes (unix(7)), so their order
     among the frames is known. What no frame announces is closed."""
 
+    carries_fds = True
+
     def __init__(self, int fd, *, address=None, peer=None, wire=None):
         SocketBytes.__init__(self, fd, address=address, peer=peer, wire=wire)
         self.arrived = []

@@ -47,6 +47,11 @@ cdef class FramedEndpoint(BytePump):
     def unconfirmed(self):
         return self.sent - self.decoder.confirmed
 
+    @property
+    def carries_fds(self):
+        """Whether descriptors can go with messages (the byte endpoint below is a Unix socket)."""
+        return getattr(self.bytes, "carries_fds", False)
+
     # -- sending --------------------------------------------------------------------------------------------------------
 
     cdef int need_sending(self) except -1:
