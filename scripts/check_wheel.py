@@ -50,7 +50,7 @@ def check(wheel: Path, demo: bool) -> None:
         if refusal.count("\n") != 1 or "anywire[cli]" not in refusal:
             raise SystemExit(f"check_wheel: without its extra the command prints one line naming it, not:\n{refusal}")
 
-        run(folder, "python", "-m", "pip", "install", "-qq", f"anywire[cli] @ {wheel.resolve().as_uri()}")
+        run(folder, "python", "-m", "pip", "install", "-qq", f"anywire[cli] @ {wheel.as_uri()}")
         print(run(folder, "anywire", "--help").strip().splitlines()[0].strip())
         if demo:
             print(run(folder, "anywire", "demo", "--seconds", "5"), end="")
@@ -72,7 +72,7 @@ def main() -> None:
     parser.add_argument("wheel", type=Path)
     parser.add_argument("--no-demo", action="store_true", help="stop after the imports and the command's help")
     arguments = parser.parse_args()
-    check(arguments.wheel, not arguments.no_demo)
+    check(arguments.wheel.resolve(), not arguments.no_demo)
     print(f"{arguments.wheel.name}: works in an empty environment without a compiler")
 
 
