@@ -4,7 +4,7 @@
 
 Checked for each input: no other exception, no message over the limit, memory in proportion to what came, and the same
 outcome whether the bytes come at once, byte by byte, or in the fragments that the input itself chooses.
-The decoder is compiled, so coverage guides through the preamble and the outcome only; the sanitizer build catches the rest.
+The decoder is compiled, so coverage guides through the preamble and the outcome only; the sanitizers catch the rest.
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ def outcome(data: bytes, cuts: list[int]) -> tuple[object, ...]:
     sizes = [len(getattr(message, "message", message)) for message in got]  # type: ignore[arg-type]
     assert all(size <= LIMIT for size in sizes)
     # Messages decoded in the call that raised stay inside the decoder: compare what is certain in every fragmentation.
-    return (error,) if error else (tuple(sizes), decoder.confirmed, decoder.ended, decoder.closed, decoder.inside, error)
+    if error:
+        return (error,)
+    return (tuple(sizes), decoder.confirmed, decoder.ended, decoder.closed, decoder.inside, error)
 
 
 def test_one_input(data: bytes) -> None:

@@ -1,7 +1,7 @@
 """Run each atheris target of fuzz/ for a while. A finding stops it, is printed, and leaves its input in build/fuzz/.
 
-A target is a Python file in fuzz/ whose name doesn't start with an underscore; it takes libFuzzer's arguments and brings
-its own seeds (fuzz/seeds/NAME). What it learns stays in build/fuzz/NAME for the next run. Called by `make fuzz`.
+A target is a Python file in fuzz/ whose name doesn't start with an underscore; it takes libFuzzer's arguments and
+brings its own seeds (fuzz/seeds/NAME). What it learns stays in build/fuzz/NAME for the next run. Called by `make fuzz`.
 """
 
 from __future__ import annotations

@@ -78,7 +78,7 @@ _HOME = {
     "pipe": "anywire.wires.moving",
 }
 
-__all__ = sorted([*_HOME, "sync"])  # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = sorted([*_HOME, "sync"])  # noqa: PLE0605 # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,8 +1,8 @@
 """E11: bytes recorded from each release's wire format are replayed against this one.
 
-`captures/vMAJOR.MINOR-NAME.hex` holds what one side of a real connection sent, as hex; `captures/index.json` says what a
-decoder must make of it. `python tests/framing/test_captures.py record` records a new set; recorded files never
-change afterwards.
+`captures/vMAJOR.MINOR-NAME.hex` holds what one side of a real connection sent, as hex; `captures/index.json` says what
+a decoder must make of it. `python tests/framing/test_captures.py record` records a new set; recorded files never change
+afterwards.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from anywire.framing.codec import Decoder
 from anywire.framing.preamble import decode, missing
 
 HERE = Path(__file__).parent / "captures"
-INDEX: dict[str, dict[str, Any]] = json.loads((HERE / "index.json").read_text()) if (HERE / "index.json").exists() else {}
+_INDEX = HERE / "index.json"
+INDEX: dict[str, dict[str, Any]] = json.loads(_INDEX.read_text()) if _INDEX.exists() else {}
 
 
 def replay(data: bytes, step: int) -> dict[str, Any]:

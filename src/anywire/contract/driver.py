@@ -1,8 +1,8 @@
 """How wires reach an event loop: the one small interface between them.
 
-Owns: `Driver` (the interface), `AsyncioDriver` (any asyncio loop that can watch descriptors), `driver_for` (the driver of a
-loop), and `run_blocking`, which runs the same establishment generators without any loop.
-Called on the loop's thread, `call_soon_threadsafe` excepted. A driver holds nothing but the loop's bound methods.
+Owns: `Driver` (the interface), `AsyncioDriver` (any asyncio loop that can watch descriptors), `driver_for` (the driver
+of a loop), and `run_blocking`, which runs the same establishment generators without any loop. Called on the loop's
+thread, `call_soon_threadsafe` excepted. A driver holds nothing but the loop's bound methods.
 """
 
 from __future__ import annotations
@@ -99,9 +99,13 @@ class AsyncioDriver:
             if not future.done():
                 future.set_result(None)
 
+        def expire() -> None:
+            if not future.done():
+                future.set_result(None)
+
         timer = None
         if request.timeout is not None:
-            timer = loop.call_later(max(0.0, request.timeout), lambda: future.done() or future.set_result(None))
+            timer = loop.call_later(max(0.0, request.timeout), expire)
         try:
             for fd, mask in request.watch:
                 if mask & READ:

@@ -1,7 +1,7 @@
 """Handles: connections and listeners on their way to another process or front.
 
-Owns: the descriptors, until `attach` takes them or `close` closes them. A handle is plain data beside them: it travels to a
-child that multiprocessing starts (it pickles then, and only then), to a subprocess (`pass_fds=handle.fds` and
+Owns: the descriptors, until `attach` takes them or `close` closes them. A handle is plain data beside them: it travels
+to a child that multiprocessing starts (it pickles then, and only then), to a subprocess (`pass_fds=handle.fds` and
 `handle.address`, for pipe ends), or over a Unix channel (`send_fds(handle.fds, handle.pack())`).
 
 What can go wrong: a handle dropped without attach closes its descriptors with a ResourceWarning.
@@ -19,8 +19,8 @@ from typing import Any
 class Handle:
     """What `detach()` and `pipe()` give and `attach()` takes.
 
-    `kind`: channel, stream, listener or pipe. `face`: channel or stream. `how`: what the descriptors are. `address`: where
-    they lead. `fds`: the descriptors, in an order that `how` defines; -1 for none."""
+    `kind`: channel, stream, listener or pipe. `face`: channel or stream. `how`: what the descriptors are. `address`:
+    where they lead. `fds`: the descriptors, in an order that `how` defines; -1 for none."""
 
     __slots__ = ("address", "face", "fds", "how", "kind", "state")
 
@@ -65,8 +65,8 @@ class Handle:
 
         if context.get_spawning_popen() is None:
             raise TypeError(
-                "a handle pickles only as an argument of a process being started; elsewhere send it over a unix: channel: "
-                "send_fds(handle.fds, handle.pack())"
+                "a handle pickles only as an argument of a process being started; elsewhere send it over a unix: "
+                "channel: send_fds(handle.fds, handle.pack())"
             )
         passed = [reduction.DupFd(fd) if fd >= 0 else None for fd in self.fds]
         return _unpickle, (self.kind, self.face, self.how, self.address, passed, self.state)
@@ -79,7 +79,7 @@ class Handle:
 
     def __del__(self) -> None:
         if self.fds:
-            warnings.warn(f"the handle of {self.address} was neither attached nor closed", ResourceWarning, stacklevel=2)
+            warnings.warn(f"the handle of {self.address} was never attached or closed", ResourceWarning, stacklevel=2)
             self.close()
 
     def __repr__(self) -> str:

@@ -2,9 +2,9 @@
 
 Called by the async and the blocking facade, which only differ in how they run these. Runs on the caller's thread.
 
-What can go wrong: nobody listens (`Refused`, retried while `wait` lasts), the other side is no anywire peer (`BadFrame`, at
-the first wrong byte), it says nothing (`TimedOut` after `handshake_timeout`), the process has no descriptors left (accepting
-pauses and goes on). Whatever fails, every descriptor opened here is closed here.
+What can go wrong: nobody listens (`Refused`, retried while `wait` lasts), the other side is no anywire peer
+(`BadFrame`, at the first wrong byte), it says nothing (`TimedOut` after `handshake_timeout`), the process has no
+descriptors left (accepting pauses and goes on). Whatever fails, every descriptor opened here is closed here.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from anywire.wires._framed import FramedEndpoint
 log = logging.getLogger("anywire")
 
 PASSING = {errno.ECONNABORTED, errno.EPROTO, errno.EINTR, errno.EAGAIN, errno.EPERM}
-"""accept(2): this one connection failed before we had it; the next may be well. After anything else (EMFILE, ENFILE, ENOBUFS,
-ENOMEM: nothing left for now, and the connection stays in the backlog) accepting pauses instead of spinning."""
+"""accept(2): this one connection failed before we had it; the next may be well. After anything else (EMFILE, ENFILE,
+ENOBUFS, ENOMEM: nothing left for now, and the connection stays in the backlog) accepting pauses instead of spinning."""
 ABSENT = {errno.ECONNREFUSED, errno.ENOENT, errno.ENXIO, errno.EADDRNOTAVAIL, errno.ENETUNREACH, errno.EHOSTUNREACH}
 """Nobody is there yet: what `wait=` retries."""
 
@@ -54,7 +54,7 @@ def read_preamble_steps(below: ByteEndpoint, timeout: float, operation: str) -> 
             if chunk is None:
                 left = deadline - time.monotonic()
                 fd = below.write_fd if below.want == WRITE else below.read_fd
-                if left <= 0 or not (yield Wait([(fd, below.want)], left)) and time.monotonic() >= deadline:
+                if left <= 0 or (not (yield Wait([(fd, below.want)], left)) and time.monotonic() >= deadline):
                     raise TimedOut(
                         timeout,
                         address=str(below.address),

@@ -1,7 +1,7 @@
 """`inproc://name`: between tasks and threads of one process. A message wire, native, nothing copied.
 
-Owns: the table of names of this process. A listener announces a connection through an eventfd, so servers wait for it like
-for any other. All under one lock, from any thread. A forked child starts with an empty table.
+Owns: the table of names of this process. A listener announces a connection through an eventfd, so servers wait for it
+like for any other. All under one lock, from any thread. A forked child starts with an empty table.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ class InprocWire(Wire):
             acceptor.waiting.append(theirs)
             os.eventfd_write(acceptor.event, 1)
         return ours
-        yield  # a generator like every dial, though nothing here waits
+        yield  # type: ignore[unreachable] # a generator like every dial, though nothing here waits
 
     def bind(self, address: Address, options: Mapping[str, Any]) -> InprocAcceptor:
         """Listen on a name."""

@@ -25,8 +25,8 @@ def pipe(duplex: bool = True) -> tuple[Handle, Handle]:
     """Two connected ends of anonymous pipes (pipe(7)): (ours, theirs).
 
     With `duplex=False` the first only sends and the second only receives. Give one to a child: as an argument of a
-    multiprocessing.Process, or `Popen(..., pass_fds=theirs.fds)` with `theirs.address` on its command line, which it passes
-    to `connect`. Attach the other here, and close the child's handle once it has started."""
+    multiprocessing.Process, or `Popen(..., pass_fds=theirs.fds)` with `theirs.address` on its command line, which it
+    passes to `connect`. Attach the other here, and close the child's handle once it has started."""
     to_them, from_us = os.pipe2(os.O_CLOEXEC)
     if duplex:
         to_us, from_them = os.pipe2(os.O_CLOEXEC)

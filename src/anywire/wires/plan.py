@@ -13,7 +13,7 @@ from typing import Any
 
 from anywire.contract.address import Address
 from anywire.contract.errors import AddressError
-from anywire.contract.options import resolve_options
+from anywire.contract.options import Side, resolve_options
 from anywire.contract.peer import Peer
 from anywire.contract.wire import Acceptor, Wire, wire_for
 from anywire.wires.establish import no_stream
@@ -36,7 +36,7 @@ class Plan:
 def plan_for(
     address: str | Address,
     face: str,
-    side: str,
+    side: Side,
     max_message: int | None,
     handshake_timeout: float,
     wire_options: Mapping[str, Any],

@@ -1,6 +1,7 @@
 """What the socket wires share: connecting with happy eyeballs, listening, socket options.
 
-Generators run on the caller's thread and yield what they wait for; every socket opened here is closed here when a step fails.
+Generators run on the caller's thread and yield what they wait for; every socket opened here is closed here when a step
+fails.
 """
 
 from __future__ import annotations
