@@ -13,7 +13,8 @@ from anywire.cli.measure import cores
 from anywire.cli.pair import Failed, Pair
 
 PEERS = [contender for contender in contenders() if not contender.name.startswith("anywire") and not contender.missing]
-OURS = [contender for contender in contenders() if contender.name.startswith("anywire")]
+OURS = [contender for contender in contenders() if contender.name.startswith(("anywire unix", "anywire tcp"))]
+OURS = [contender for contender in OURS if "seqpacket" not in contender.name]
 
 
 def children() -> set[str]:

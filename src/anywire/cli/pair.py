@@ -69,7 +69,8 @@ class _Child:
         if what == "ended":
             self.process.wait(5)
         self.errors.seek(0)
-        lines = self.errors.read().decode(errors="replace").strip().splitlines()
+        # A traceback's last line that is not indented names the error; what an error adds below it is indented.
+        lines = [line for line in self.errors.read().decode(errors="replace").splitlines() if line[:1].strip()]
         return Failed(f"{what}: {lines[-1]}" if lines else what)
 
     def dismiss(self) -> None:
