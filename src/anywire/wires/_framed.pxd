@@ -10,6 +10,8 @@ cdef class FramedEndpoint(BytePump):
     cdef readonly bint confirms
     cdef readonly bint end_sent
     cdef bint ending
+    cdef uint64_t going              # messages inside a system call of another thread: not counted as sent yet
+    cdef uint64_t missing(self) noexcept
     cdef object hand_over(self)
     cdef int more(self, bint block) except -1
     cdef int need_sending(self) except -1
