@@ -45,11 +45,7 @@ cdef class FramedEndpoint(BytePump):
 
     @property
     def unconfirmed(self):
-        return self.missing()
-
-    cdef uint64_t missing(self) noexcept:
-        # A blocking send may be confirmed before it has returned and was counted.
-        return self.sent - self.decoder.confirmed if self.sent > self.decoder.confirmed else 0
+        return self.sent - min(self.decoder.confirmed, self.sent)
 
     @property
     def carries_fds(self):
@@ -64,7 +60,7 @@ cdef class FramedEndpoint(BytePump):
         if self.end_sent:
             raise ChannelClosed("send_eof() was called", address=str(self.address), operation="send")
         if self.decoder.closed:
-            raise ChannelClosed(f"the peer closed the channel; {self.missing()} sent messages are "
+            raise ChannelClosed(f"the peer closed the channel; {self.unconfirmed} sent messages are "
                                 "unconfirmed", address=str(self.address), operation="send")
         if self.write_fd < 0:
             raise Unsupported("this end of a one-way wire can only receive", address=str(self.address),
@@ -84,11 +80,9 @@ cdef class FramedEndpoint(BytePump):
             raise TooLarge(n, self.peer_limit, address=str(self.address), operation="send")
         confirmed = <uint32_t> min(self.to_confirm, <uint64_t> 0xFFFFFFFF)
         size = write_header(head, n, confirmed)
-        self.going = 1
-        try:
-            status = self.emit(head, size, p, n, keep, block)
-        finally:
-            self.going = 0
+        self.offered = 1
+        status = self.emit(head, size, p, n, keep, block)
+        self.offered = 0
         if status != BLOCKED:
             self.to_confirm -= confirmed
             self.to_confirm_bytes = 0
@@ -115,7 +109,9 @@ cdef class FramedEndpoint(BytePump):
         size = write_descriptors(head, <uint32_t> n, confirmed, <uint32_t> len(fds))
         if fds:
             self.bytes.give_fds(fds)
+        self.offered = 1
         status = self.emit(head, size, p, n, keep, False)
+        self.offered = 0
         if status != BLOCKED:
             self.to_confirm -= confirmed
             self.sent += 1
@@ -172,14 +168,14 @@ cdef class FramedEndpoint(BytePump):
                 v.iov_len = used
                 self.writing = True
                 self.turns += 1
-                self.going = i - first
+                self.offered = i - first
                 try:
                     done = self.bytes.write(&v, 1, block)
                 except OSError as error:
                     self.on_io_error(error)
                 finally:
                     self.writing = False
-                    self.going = 0
+                    self.offered = 0
                 if done == AGAIN:
                     self.want = self.bytes.want
                     self.put_status = BLOCKED
@@ -313,14 +309,12 @@ cdef class FramedEndpoint(BytePump):
         if self.read_fd < 0:
             raise Unsupported("this end of a one-way wire can only send", address=str(self.address), operation="recv")
         if self.decoder.direct(&p, &n):
-            self.bytes.whole = block
             got = self.read_at(p, n, block)
             if got > 0:
                 self.decoder.advance(got)
                 return 0
         else:
-            self.bytes.whole = False
-            got = self.fill(&p, self.decoder.ahead(SCRATCH), block)
+            got = self.fill(&p, SCRATCH, block)
         if got == AGAIN:
             return AGAIN
         if got == 0:
@@ -329,7 +323,7 @@ cdef class FramedEndpoint(BytePump):
                              None)
         try:
             self.decoder.eat(p, got)
-            if self.decoder.confirmed > self.sent + self.going:
+            if self.decoder.confirmed > self.sent + self.offered:
                 raise PeerLost("the peer confirmed more messages than were sent")
         except AnywireError as error:
             # Whole messages that came before the bad bytes are handed out first; then this error, again and again.
@@ -346,11 +340,11 @@ cdef class FramedEndpoint(BytePump):
 
     cdef int raise_end(self) except -1:
         raise EndOfChannel(address=str(self.address), operation="recv",
-                           unconfirmed=self.missing())
+                           unconfirmed=self.unconfirmed)
 
     cdef int lost(self, object reason, object cause) except -1:
         self.fail(PeerLost(reason, address=str(self.address), operation="use",
-                           unconfirmed=self.missing()))
+                           unconfirmed=self.unconfirmed))
         counters.lost(self.slot, reason.encode())
         if self.decoder.ready_count == 0:
             self.raise_failure()
