@@ -1,0 +1,29 @@
+"""Where `anywire` and `python -m anywire` start.
+
+Owns: finding out whether click and rich, which only the command line needs, are installed. Without them it says in one
+line what to install, and ends with status 1.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+NEEDED = ("click", "rich")
+
+
+def main() -> None:
+    """Run the command line on sys.argv; ends the process."""
+    missing = []
+    for name in NEEDED:
+        try:
+            importlib.import_module(name)
+        except ImportError:
+            missing.append(name)
+    if missing:
+        sys.exit(f"anywire: the command line needs {' and '.join(missing)}: pip install 'anywire[cli]'")
+    importlib.import_module("anywire.cli.group").run()
+
+
+if __name__ == "__main__":
+    main()

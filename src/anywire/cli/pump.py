@@ -1,0 +1,205 @@
+"""Moving standard input to a connection and the connection to standard output, for `anywire cat`.
+
+Owns: how bytes of input become messages and messages become output, and when both directions are over. The caller's
+thread receives; one thread of its own reads input and sends. Each direction holds one chunk, so a slow side slows the
+other: memory stays flat whatever the size of the input.
+
+What can go wrong: whatever the channel raises; `OutputGone` when nobody reads standard output; OSError of the input.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from anywire.contract.errors import ChannelClosed, EndOfChannel, PeerLost, TimedOut, TooLarge, Unsupported
+
+INPUT, OUTPUT = 0, 1
+LOOK = 0.1              # seconds between looks at whether input has ended, on wires that can't say so
+
+
+class OutputGone(Exception):
+    """Nobody reads standard output any more."""
+
+
+@dataclass(frozen=True)
+class Framing:
+    """How input becomes messages: up to a `separator`, or if that is empty, chunks as they come, of at most `chunk`
+    bytes. `raw`: no messages at all, the connection is a stream."""
+
+    separator: bytes
+    chunk: int
+    raw: bool
+
+
+def write_all(fd: int, data: bytes) -> None:
+    """Write all of `data`, also to a descriptor that somebody made non-blocking. Raises OutputGone."""
+    view = memoryview(data)
+    while view:
+        try:
+            view = view[os.write(fd, view):]
+        except BlockingIOError:
+            select.select([], [fd], [])
+        except BrokenPipeError:
+            raise OutputGone from None
+
+
+def _read(fd: int, size: int) -> bytes:
+    while True:
+        try:
+            return os.read(fd, size)
+        except BlockingIOError:
+            select.select([fd], [], [])
+
+
+def batches(fd: int, framing: Framing, limit: int) -> Iterator[list[bytes]]:
+    """The messages of an input, in batches as they come. A last line without its end counts.
+
+    `limit`: bytes; raises TooLarge for a line over it, instead of collecting it."""
+    if not framing.separator:
+        while chunk := _read(fd, framing.chunk):
+            yield [chunk]
+        return
+    rest = bytearray()
+    while chunk := _read(fd, 65536):
+        first, *others = chunk.split(framing.separator)
+        rest += first
+        if len(rest) > limit:
+            raise TooLarge(
+                len(rest), limit, operation="read standard input", advice="raise --max-message on both sides"
+            )
+        if others:
+            yield [bytes(rest), *others[:-1]]
+            rest = bytearray(others[-1])
+    if rest:
+        yield [bytes(rest)]
+
+
+class Pump:
+    """One connection between standard input and output. `sent` and `received` count bytes of content."""
+
+    def __init__(self, channel: Any, framing: Framing, *, linger: float, half_close: bool) -> None:
+        self.channel = channel
+        self.framing = framing
+        self.linger = linger
+        self.half_close = half_close
+        self.sent = self.received = 0
+        self._ended = threading.Event()         # no more input
+        self._last_byte = 0.0                   # when input ended, or something came
+        self._failure: BaseException | None = None
+
+    def send_only(self) -> None:
+        """Send the input, then close: what comes is not looked at."""
+        try:
+            self._send_input()
+            self._close()
+        finally:
+            self.channel.abort()
+
+    def both(self, *, sending: bool) -> None:
+        """Send the input and print what comes, until both have ended (without `sending`: until the peer's end)."""
+        sending = sending and self._can("write_fd")
+        try:
+            if sending:
+                threading.Thread(target=self._run_sender, name="anywire cat input", daemon=True).start()
+            if self._can("read_fd"):
+                finished = self._print_all() or os.isatty(INPUT)    # a person sees that the other side has ended
+            else:
+                finished = False
+            if sending and not finished:
+                self._ended.wait()
+            if self._failure is not None:
+                raise self._failure
+            self._close()
+        finally:
+            self.channel.abort()
+
+    def _can(self, direction: str) -> bool:
+        # Only byte wires have one-way ends; their descriptor of the missing direction is -1.
+        endpoint = self.channel.endpoint
+        return not hasattr(endpoint, "bytes") or getattr(endpoint, direction) >= 0
+
+    # ---- input to the wire
+
+    def _run_sender(self) -> None:
+        try:
+            self._send_input()
+        except BaseException as error:
+            self._failure = error
+            if not isinstance(error, (ChannelClosed, PeerLost, Unsupported)):
+                self.channel.abort()            # the receiver can't notice: wake it
+        finally:
+            self._last_byte = time.monotonic()
+            self._ended.set()
+
+    def _send_input(self) -> None:
+        channel, framing = self.channel, self.framing
+        for batch in batches(INPUT, framing, 0 if framing.raw else channel.max_message):
+            if framing.raw:
+                channel.write(batch[0])
+            elif len(batch) == 1:
+                channel.send(batch[0])
+            else:
+                channel.send_many(batch)
+            self.sent += sum(map(len, batch))
+        try:
+            (channel.write_eof if framing.raw else channel.send_eof)()
+        except Unsupported:
+            pass                                # `linger` is for this
+
+    # ---- the wire to output
+
+    def _print_all(self) -> bool:
+        """Print until the peer's end; True when the peer takes nothing more either."""
+        wait = None if self.half_close else LOOK
+        while True:
+            try:
+                data = self._receive(wait)
+            except EndOfChannel:
+                decoder = getattr(self.channel.endpoint, "decoder", None)
+                return decoder is not None and bool(decoder.closed)
+            except Unsupported:
+                return False                    # a one-way wire
+            except TimedOut:
+                if wait is None:
+                    raise
+                if self._ended.is_set() and time.monotonic() - self._last_byte >= self.linger:
+                    return True
+                continue
+            except ChannelClosed:
+                if self._failure is not None:   # the sender dropped the connection, and knows why
+                    return True
+                raise
+            if data is None:
+                return False
+            write_all(OUTPUT, data)
+            self._last_byte = time.monotonic()
+
+    def _receive(self, wait: float | None) -> bytes | None:
+        if self.framing.raw:
+            data: bytes = self.channel.read(timeout=wait)
+            self.received += len(data)
+            return data or None
+        separator = self.framing.separator
+        if not separator:
+            message: bytes = self.channel.recv(timeout=wait)
+            self.received += len(message)
+            return message
+        messages = self.channel.recv_many(timeout=wait)
+        self.received += sum(map(len, messages))
+        return separator.join(messages) + separator
+
+    def _close(self) -> None:
+        self.channel.close()
+        left = self.channel.unconfirmed if getattr(self.channel.endpoint, "confirms", False) else 0
+        if left:
+            raise ChannelClosed(
+                f"the peer closed without taking the last {left} message{'s' if left != 1 else ''}",
+                address=self.channel.address,
+                operation="send",
+            )

@@ -1,0 +1,315 @@
+"""`anywire cat` as people use netcat and socat: real processes, pipes, files, signals and foreign peers."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cli_processes import ANYWIRE, PATIENCE, finish, listening, run, started, wait_with_memory
+
+from anywire import sync
+from anywire.contract.errors import EndOfChannel, PeerLost
+
+WIRES = ["tcp://127.0.0.1:0", "unix://{tmp}/s", "unix:@anywire-cat-test-{pid}"]
+
+
+@pytest.fixture(params=WIRES)
+def address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return str(request.param).format(tmp=tmp_path, pid=os.getpid())
+
+
+def test_both_directions_binary_and_each_end_by_itself(address: str) -> None:
+    question, answer = os.urandom(3_000_001), os.urandom(2_000_003)
+    with listening(address) as (server, real):
+        thread = threading.Thread(target=lambda: results.append(finish(server, answer)))
+        results: list[tuple[bytes, bytes]] = []
+        thread.start()
+        client = run("cat", real, stdin=question)
+        thread.join(PATIENCE)
+        assert client.stderr == b""
+        assert client.stdout == answer
+        assert results[0][0] == question
+        assert client.returncode == 0 == server.returncode
+
+
+def test_what_is_said_arrives_while_input_is_open(address: str) -> None:
+    """`tail -f log | anywire cat ADDRESS`."""
+    with listening(address) as (server, real), started("cat", real) as client:
+        assert client.stdin is not None and server.stdout is not None
+        for line in (b"first\n", b"second\n"):
+            client.stdin.write(line)
+            client.stdin.flush()
+            assert server.stdout.readline() == line
+        client.stdin.close()
+        client.stdin = None
+        assert finish(server)[1].endswith(b"anywire: sent 0 bytes, received 13 bytes\n")
+        assert finish(client) == (b"", b"")
+        assert client.returncode == 0 == server.returncode
+
+
+@contextmanager
+def serving(handler: Any, address: str = "tcp://127.0.0.1:0", **options: Any) -> Iterator[str]:
+    """A handler of ours at the other end, in this process."""
+    with sync.serve(handler, address, **options) as server:
+        yield str(server.addresses[0])
+
+
+def test_lines_are_messages_and_the_last_needs_no_newline() -> None:
+    heard: list[bytes] = []
+
+    def handle(channel: Any) -> None:
+        heard.extend(channel)
+
+    with serving(handle) as address:
+        done = run("cat", "--lines", address, stdin=b"one\n\ntwo\r\nthree")
+    assert done.returncode == 0, done.stderr
+    assert heard == [b"one", b"", b"two\r", b"three"]
+
+
+def test_messages_are_printed_as_lines_and_nul_separates_on_request() -> None:
+    def handle(channel: Any) -> None:
+        channel.send_many([b"a\nb", b"", b"c"])
+
+    with serving(handle) as address:
+        assert run("cat", "--lines", address).stdout == b"a\nb\n\nc\n"
+        assert run("cat", "--null", address).stdout == b"a\nb\0\0c\0"
+        assert run("cat", address).stdout == b"a\nbc"
+
+
+def test_input_larger_than_memory_allows_leaves_memory_flat(tmp_path: Path) -> None:
+    size = 300 << 20
+    source = tmp_path / "sparse"
+    with source.open("wb") as file:
+        file.truncate(size)
+    with (
+        listening("tcp://127.0.0.1:0", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as (server, address),
+        source.open("rb") as stdin,
+        started("cat", address, stdin=stdin) as client,
+    ):
+        assert server.stdout is not None
+        counted = 0
+        while chunk := server.stdout.read(1 << 20):
+            counted += len(chunk)
+        assert counted == size
+        for process in (client, server):
+            status, most = wait_with_memory(process)
+            assert status == 0
+            assert most < 100 << 20
+
+
+def test_a_line_that_never_ends_is_refused_before_it_fills_the_memory() -> None:
+    with serving(lambda channel: list(channel)) as address:
+        done = run("cat", "--lines", "--max-message", "1MiB", address, stdin=b"x" * (5 << 20))
+    assert done.returncode == 1
+    assert b"over the limit of 1,048,576" in done.stderr
+    assert done.stderr.count(b"\n") == 1
+
+
+def test_raw_speaks_to_a_plain_socket_server() -> None:
+    """What `nc -l` or socat would be."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        def peer() -> None:
+            connection = listener.accept()[0]
+            with connection, connection.makefile("rb") as reader:
+                heard.append(reader.read())                 # up to the half-close
+                connection.sendall(b"answer\0\xff")
+
+        heard: list[bytes] = []
+        thread = threading.Thread(target=peer)
+        thread.start()
+        done = run("cat", "--raw", f"tcp://127.0.0.1:{listener.getsockname()[1]}", stdin=b"question\n\0")
+        thread.join(PATIENCE)
+    assert done.returncode == 0, done.stderr
+    assert heard == [b"question\n\0"]
+    assert done.stdout == b"answer\0\xff"
+
+
+def test_raw_speaks_to_a_plain_socket_client() -> None:
+    with listening("--raw", "tcp://127.0.0.1:0") as (server, address):
+        host, _, port = address.removeprefix("tcp://").rpartition(":")
+        with socket.create_connection((host, int(port))) as client:
+            client.sendall(b"question")
+            client.shutdown(socket.SHUT_WR)
+            assert server.stdin is not None
+            server.stdin.write(b"answer")
+            server.stdin.close()
+            server.stdin = None
+            with client.makefile("rb") as reader:
+                assert reader.read() == b"answer"
+        assert server.wait(PATIENCE) == 0
+        assert server.stdout is not None and server.stdout.read() == b"question"
+
+
+def test_keep_prints_the_lines_of_many_clients_whole() -> None:
+    with listening("--keep", "--lines", "tcp://127.0.0.1:0", stdin=subprocess.DEVNULL) as (server, address):
+        lines = [b"%d:%d:" % (number, line) + b"x" * 200 for number in range(3) for line in range(300)]
+        clients = []
+        for number in range(3):
+            mine = b"\n".join(line for line in lines if line.startswith(b"%d:" % number))
+            thread = threading.Thread(target=run, args=("cat", "--lines", address), kwargs={"stdin": mine})
+            thread.start()
+            clients.append(thread)
+        assert server.stdout is not None
+        heard = [server.stdout.readline().removesuffix(b"\n") for _ in lines]
+        for thread in clients:
+            thread.join(PATIENCE)
+        assert sorted(heard) == sorted(lines)
+        for number in range(3):                             # each client's in its order
+            mine = [line for line in heard if line.startswith(b"%d:" % number)]
+            assert mine == [line for line in lines if line.startswith(b"%d:" % number)]
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(PATIENCE) == -signal.SIGTERM
+
+
+def test_a_killed_peer_is_one_line_and_status_1(address: str) -> None:
+    with listening(address) as (server, real), started("cat", real) as client:
+        assert client.stdin is not None and server.stdout is not None
+        client.stdin.write(b"x")
+        client.stdin.flush()
+        assert server.stdout.read(1) == b"x"
+        server.kill()
+        errors = finish(client, None)[1]
+        assert client.returncode == 1
+        assert errors.startswith(b"anywire: ") and errors.count(b"\n") == 1
+        assert b"lost" in errors
+
+
+def test_a_server_that_closes_ends_the_client_although_its_input_is_open() -> None:
+    def handle(channel: Any) -> None:
+        channel.send(b"bye\n")
+
+    with serving(handle) as address, started("cat", address) as client:
+        assert finish(client, None) == (b"bye\n", b"")
+        assert client.returncode == 0
+
+
+def test_input_that_the_peer_did_not_take_is_status_1() -> None:
+    def handle(channel: Any) -> None:
+        channel.recv()
+
+    with serving(handle) as address:
+        done = run("cat", "--lines", address, stdin=b"line\n" * 1000)
+    assert done.returncode == 1
+    assert done.stderr.count(b"\n") == 1
+
+
+def test_send_only_prints_nothing_and_delivers() -> None:
+    heard: list[bytes] = []
+
+    def handle(channel: Any) -> None:
+        channel.send(b"not looked at")
+        heard.extend(channel)
+
+    with serving(handle) as address:
+        done = run("cat", "--send-only", address, stdin=b"data")
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    assert heard == [b"data"]
+
+
+def test_recv_only_leaves_standard_input_alone() -> None:
+    def handle(channel: Any) -> None:
+        channel.send(b"for you")
+
+    reader, writer = os.pipe()
+    try:
+        os.write(writer, b"not for us")
+        with serving(handle) as address:
+            done = subprocess.run(
+                [*ANYWIRE, "cat", "--recv-only", address],
+                stdin=reader, capture_output=True, timeout=PATIENCE, check=False,
+            )
+        assert (done.returncode, done.stdout) == (0, b"for you")
+        assert os.read(reader, 100) == b"not for us"
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+
+def test_closed_output_ends_it_quietly_as_cat_does() -> None:
+    ended: list[BaseException] = []
+
+    def handle(channel: Any) -> None:
+        try:
+            while True:
+                channel.send(b"line\n" * 1000)
+        except (EndOfChannel, PeerLost, OSError) as error:
+            ended.append(error)
+
+    with serving(handle) as address, started("cat", "--recv-only", address) as client:
+        assert client.stdout is not None and client.stderr is not None
+        assert client.stdout.readline() == b"line\n"
+        client.stdout.close()
+        assert client.wait(PATIENCE) == -signal.SIGPIPE
+        assert client.stderr.read() == b""
+    assert ended
+
+
+def test_wait_lets_the_client_start_first() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as placeholder:
+        port = placeholder.getsockname()[1]
+    address = f"tcp://127.0.0.1:{port}"
+    with started("cat", "--wait", str(PATIENCE), address, stdout=subprocess.PIPE) as client:
+        with listening(address, stdin=subprocess.DEVNULL) as (server, _):
+            assert finish(client, b"early")[1] == b""
+            assert finish(server, b"")[0] == b"early"
+        assert client.returncode == 0 == server.returncode
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_listener_by_that_signal(number: signal.Signals) -> None:
+    with listening("tcp://127.0.0.1:0") as (server, _):
+        server.send_signal(number)
+        assert server.wait(PATIENCE) == -number
+        assert server.stdout is not None and server.stdout.read() == b""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["tcp://127.0.0.1:99999"], "^^^^^"),
+        (["tcq://127.0.0.1:1"], "known wires"),
+        (["inproc://name"], "one process"),
+        (["-o", "colour=red", "tcp://127.0.0.1:1"], "colour"),
+        (["-o", "colour", "tcp://127.0.0.1:1"], "key=value"),
+        (["--keep", "tcp://127.0.0.1:1"], "--listen"),
+        (["--raw", "--lines", "tcp://127.0.0.1:1"], "--lines"),
+        (["--send-only", "--recv-only", "tcp://127.0.0.1:1"], "contradict"),
+        ([], "ADDRESS"),
+    ],
+)
+def test_a_wrong_command_line_is_status_2(arguments: list[str], text: str) -> None:
+    done = run("cat", *arguments)
+    assert done.returncode == 2
+    assert text in done.stderr.decode()
+    assert b"Traceback" not in done.stderr
+
+
+def test_nobody_listening_is_one_line_and_status_1() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as placeholder:
+        port = placeholder.getsockname()[1]
+    done = run("cat", f"tcp://127.0.0.1:{port}")
+    assert done.returncode == 1
+    assert b"nobody listens" in done.stderr and done.stderr.count(b"\n") == 1
+
+
+def test_a_foreign_peer_is_told_apart() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        def peer() -> None:
+            with listener.accept()[0] as connection:
+                connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+                connection.recv(100)
+
+        thread = threading.Thread(target=peer)
+        thread.start()
+        done = run("cat", f"tcp://127.0.0.1:{listener.getsockname()[1]}")
+        thread.join(PATIENCE)
+    assert done.returncode == 1
+    assert b"HTTP" in done.stderr and done.stderr.count(b"\n") == 1
