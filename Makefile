@@ -34,6 +34,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 SOURCES := pyproject.toml meson.build $(shell find src -type f \
 	\( -name '*.py' -o -name '*.pyx' -o -name '*.pxd' -o -name '*.pyi' -o -name '*.h' -o -name 'meson.build' \))
 
+COMPILED := $(subst /,.,$(patsubst src/%.pyx,%,$(sort $(shell find src -name '*.pyx'))))
+
 .PHONY: demo test check check-lint check-types check-layers check-files bench docs wheel fuzz sanitize evidence clean build
 .DELETE_ON_ERROR:
 
@@ -65,10 +67,12 @@ check: $(VENV)/.built $(VENV)/.group-check $(VENV)/.group-docs
 check-lint: $(VENV)/.group-check
 	$(BIN)/ruff check --quiet --output-format concise .
 
-# Two type checkers on the public names; pyright reads the stubs themselves too.
+# Two type checkers on the public names; pyright reads the stubs too, and stubtest compares them with what was compiled.
 check-types: $(VENV)/.built $(VENV)/.group-check
 	$(BIN)/mypy
 	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/python -m mypy.stubtest --mypy-config-file pyproject.toml --concise --ignore-disjoint-bases \
+		--ignore-unused-allowlist --allowlist tests/typing/stubtest.txt $(COMPILED)
 
 check-layers: $(VENV)/.built $(VENV)/.group-check
 	@$(BIN)/lint-imports --no-logo >build/layers.log 2>&1 || { cat build/layers.log; exit 1; }

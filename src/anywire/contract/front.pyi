@@ -14,9 +14,6 @@ from anywire.contract.traits import Traits
 
 _T = TypeVar("_T")
 
-GIVE_WAY: object
-MUST_WAIT: object
-
 class Waiter:
     _asyncio_future_blocking: bool
     def __init__(self, loop: AbstractEventLoop) -> None: ...

@@ -9,6 +9,7 @@ class SocketBytes(ByteEndpoint):
     ) -> None: ...
 
 class UnixBytes(SocketBytes):
+    carries_fds: bool
     def drop_fds(self) -> None: ...
 
 class PipeBytes(ByteEndpoint):

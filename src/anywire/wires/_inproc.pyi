@@ -3,8 +3,7 @@ from anywire.contract.endpoint import MessageEndpoint
 from anywire.contract.peer import Peer
 from anywire.contract.wire import Wire
 
-class InprocEndpoint(MessageEndpoint):
-    def __init__(self) -> None: ...
+class InprocEndpoint(MessageEndpoint): ...
 
 def pair(
     address: Address, wire: Wire, connecting_limit: int, listening_limit: int, peer: Peer

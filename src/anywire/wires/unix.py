@@ -1,17 +1,17 @@
 """Unix sockets: `unix:///path` and `unix:@name` (abstract), as a stream or, with `type=seqpacket`, as kernel messages.
 
-Owns: how such a connection comes about, who is at its other end (SO_PEERCRED), and the socket file. Used by the establishment
-generators, on the front's thread.
+Owns: how such a connection comes about, who is at its other end (SO_PEERCRED), and the socket file. Used by the
+establishment generators, on the front's thread.
 
-The socket file is the hard part, for a server that was killed leaves it behind. `bind` replaces it only when a connect(2)
-probe is refused, which the kernel does only when nobody listens. Two servers that start together must not both find the
-stale file and each delete the other's new one, so all of that happens under a flock(2) on the directory: a lock that leaves
-no file behind, dies with its holder, and is shared by everybody who can see the directory (an abstract socket as lock would
-not be, across network namespaces; link(2) and rename(2) alone cannot exchange a name only if it is still the same file).
-`close` deletes the file only if it is still the one that this acceptor made.
+The socket file is the hard part, for a server that was killed leaves it behind. `bind` replaces it only when a
+connect(2) probe is refused, which the kernel does only when nobody listens. Two servers that start together must not
+both find the stale file and each delete the other's new one, so all of that happens under a flock(2) on the directory:
+a lock that leaves no file behind, dies with its holder, and is shared by everybody who can see the directory (an
+abstract socket as lock would not be, across network namespaces; link(2) and rename(2) alone cannot exchange a name only
+if it is still the same file). `close` deletes the file only if it is still the one that this acceptor made.
 
-What can go wrong: a path over 107 bytes (AddressError), a living server or a file that is no socket in the way (EADDRINUSE),
-a full backlog (connecting waits for room; unix(7): EAGAIN).
+What can go wrong: a path over 107 bytes (AddressError), a living server or a file that is no socket in the way
+(EADDRINUSE), a full backlog (connecting waits for room; unix(7): EAGAIN).
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ LONGEST_PATH = 107
 LOCK_PATIENCE = 5.0
 """Seconds to wait for the lock on the directory; its holders keep it for a few system calls."""
 
-MODE = Option("mode", octal_mode, None, "file mode of the socket, octal; default: as the umask says", frozenset({"listen"}))
+MODE = Option("mode", octal_mode, None, "file mode of the socket, octal; default: by the umask", frozenset({"listen"}))
 
 STREAM = Traits(
     kind=frozenset({"stream"}),
@@ -130,7 +130,7 @@ class UnixAcceptor(sockets.SocketAcceptor):
         return [self.sock.detach()], {"file": file}
 
     def close(self) -> None:
-        """Delete the file if it is still ours, then stop listening. In this order: while we listen nobody replaces it."""
+        """Delete the file if it is still ours, then stop listening: in this order, as nobody replaces it before."""
         file, self.file = self.file, None
         if file is not None and self.owner == os.getpid():
             path, *identity = file
