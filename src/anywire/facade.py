@@ -1,10 +1,10 @@
 """The async front door: connect, serve, listen, pipe, attach.
 
-Owns: turning an address and options into channels and streams, and the servers. Everything runs on the running event loop;
-any asyncio loop that can watch descriptors will do. The same names without `await` are in `anywire.sync`.
+Owns: turning an address and options into channels and streams, and the servers. Everything runs on the running event
+loop; any asyncio loop that can watch descriptors will do. The same names without `await` are in `anywire.sync`.
 
-What can go wrong is told by errors that carry the address and the operation; a handler that fails is logged to the logger
-`anywire` and counted, its connection is dropped (the peer sees a loss), and the server goes on.
+What can go wrong is told by errors that carry the address and the operation; a handler that fails is logged to the
+logger `anywire` and counted, its connection is dropped (the peer sees a loss), and the server goes on.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from anywire.wires.plan import CONNECT_TIMEOUT, HANDSHAKE_TIMEOUT, Plan, bind_al
 log = logging.getLogger("anywire")
 
 F = TypeVar("F", Channel, Stream)
-Authorize: TypeAlias = Callable[[Peer], "bool | str | None | Awaitable[bool | str | None]"]
+Authorize: TypeAlias = Callable[[Peer], "bool | str | Awaitable[bool | str | None] | None"]
 
 
 class Connecting(Generic[F]):
@@ -105,7 +105,7 @@ def connect_stream(
     authorize: Authorize | None = None,
     **wire_options: Any,
 ) -> Connecting[Stream]:
-    """Connect to `address`; gives a Stream of bytes. Parameters and errors as `connect`; Unsupported on message wires."""
+    """Connect to `address`: a Stream of bytes. Parameters and errors as `connect`; Unsupported on message wires."""
     plan = plan_for(address, "stream", "connect", None, HANDSHAKE_TIMEOUT, wire_options)
     return Connecting(lambda: _connect(Stream, plan, timeout, wait, authorize))
 
@@ -147,8 +147,8 @@ async def connect_forever(
 ) -> AsyncIterator[Channel]:
     """A channel, and after it is over the next one, for ever: `async for channel in connect_forever(...)`.
 
-    Parameters: `backoff`: first and longest pause between attempts in seconds; pauses double and are jittered. The rest as
-    `connect`. Only what a later attempt may cure is retried (Refused, TimedOut, PeerLost, OSError)."""
+    Parameters: `backoff`: first and longest pause between attempts in seconds; pauses double and are jittered. The rest
+    as `connect`. Only what a later attempt may cure is retried (Refused, TimedOut, PeerLost, OSError)."""
     pause = backoff[0]
     while True:
         try:
@@ -247,7 +247,7 @@ class Listener:
             raise TimedOut(timeout or 0.0, address=str(self.addresses[0]), operation="accept") from None
 
     def detach(self) -> Handle:
-        """Give the listening socket away, for another process: a listener of one address. This object is then closed."""
+        """Give the listening socket away, for another process: a listener of one address. This one is then closed."""
         return detach_listener(self)
 
     def close(self) -> None:

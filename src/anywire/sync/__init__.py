@@ -58,7 +58,7 @@ def connect(
     authorize: Authorize | None = None,
     **wire_options: Any,
 ) -> Channel:
-    """Connect to `address`: a Channel, also a context manager that closes it. Parameters and errors: `anywire.connect`."""
+    """Connect to `address`: a Channel, which closes as a context manager. Parameters and errors: `anywire.connect`."""
     plan = plan_for(address, "channel", "connect", max_message, handshake_timeout, wire_options)
     return Channel(_connect(plan, timeout, wait, authorize))
 
@@ -211,7 +211,7 @@ class Listener:
                 return made
 
     def detach(self) -> Handle:
-        """Give the listening socket away, for another process: a listener of one address. This object is then closed."""
+        """Give the listening socket away, for another process: a listener of one address. This one is then closed."""
         return detach_listener(self)
 
     def close(self) -> None:
@@ -249,7 +249,7 @@ def listen_stream(
 
 
 class Server(Generic[F]):
-    """Runs a blocking handler in a thread for each connection. Made by `serve`; a context manager that serves meanwhile."""
+    """Runs a blocking handler in a thread for each connection. Made by `serve`; as a context manager it serves."""
 
     def __init__(
         self,
@@ -364,7 +364,7 @@ class Server(Generic[F]):
             self.close()
 
     def close(self, *, timeout: float | None = None) -> None:
-        """Stop listening, let handlers finish for `timeout` seconds (default: the server's), then drop their connections."""
+        """Stop listening, let handlers finish for `timeout` seconds (default: the server's), then drop connections."""
         import os
 
         listener, self._listener = self._listener, None
