@@ -8,6 +8,7 @@ cdef class FramedEndpoint(BytePump):
     cdef readonly Py_ssize_t peer_limit
     cdef uint64_t to_confirm, to_confirm_bytes
     cdef uint64_t offered                # messages being written: the peer may confirm them before the write returns here
+    cdef uint64_t confirm_at                # so many messages to confirm are worth a frame of their own
     cdef readonly bint confirms
     cdef readonly bint end_sent
     cdef bint ending
@@ -15,6 +16,7 @@ cdef class FramedEndpoint(BytePump):
     cdef int more(self, bint block) except -1
     cdef int need_sending(self) except -1
     cdef int confirm_now(self) except -1
+    cdef int confirm_due(self) except -1
     cdef int send_kind(self, uint32_t kind) except -1
     cdef int delivered(self, Py_ssize_t n) except -1
     cdef int lost(self, object reason, object cause) except -1

@@ -41,6 +41,7 @@ cdef class FramedEndpoint(BytePump):
         self.max_message = max_message
         self.peer_limit = peer_limit
         self.confirms = confirms
+        self.confirm_at = CONFIRM_MESSAGES
         self.decoder = Decoder(max_message, descriptors=descriptors)
 
     @property
@@ -231,6 +232,7 @@ cdef class FramedEndpoint(BytePump):
     # -- receiving ------------------------------------------------------------------------------------------------------
 
     cdef object take_message(self, bint block):
+        self.confirm_due()
         while True:
             if self.decoder.ready_count:
                 return self.hand_over()
@@ -255,12 +257,18 @@ cdef class FramedEndpoint(BytePump):
         if self.confirms:
             self.to_confirm += 1
             self.to_confirm_bytes += n
-            if self.to_confirm_bytes >= CONFIRM_BYTES or self.to_confirm % CONFIRM_MESSAGES == 0:
-                self.confirm_now()
+        return 0
+
+    cdef int confirm_due(self) except -1:
+        """Called when the receiver comes back for more: an answer sent meanwhile would have confirmed in its header."""
+        if self.to_confirm_bytes >= CONFIRM_BYTES or self.to_confirm >= self.confirm_at:
+            self.confirm_now()
+            self.confirm_at = self.to_confirm + CONFIRM_MESSAGES
         return 0
 
     def take_fds_message(self, bint block):
         """The next message with its descriptors: (message, [fd, ...]), or None when nothing is here now."""
+        self.confirm_due()
         while True:
             if self.decoder.ready_count:
                 if type(self.decoder.peek()) is not _WithDescriptors:
@@ -273,6 +281,7 @@ cdef class FramedEndpoint(BytePump):
 
     cdef Py_ssize_t take_message_into(self, char* p, Py_ssize_t size, bint block) except -2:
         cdef Py_ssize_t n
+        self.confirm_due()
         while True:
             if self.decoder.target_done >= 0:
                 n = self.decoder.target_done
