@@ -15,7 +15,7 @@ import logging
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Sequence
 from types import TracebackType
-from typing import Any, Generic, TypeAlias, TypeVar
+from typing import Any, Generic, Self, TypeAlias, TypeVar
 
 from anywire.contract import counters
 from anywire.contract.address import Address
@@ -27,6 +27,7 @@ from anywire.contract.errors import AnywireError, ChannelClosed, EndOfChannel, P
 from anywire.contract.handle import Handle
 from anywire.contract.peer import Peer
 from anywire.contract.stream import Stream
+from anywire.contract.wire import Acceptor
 from anywire.wires import establish
 from anywire.wires.moving import attach_endpoint, detach_listener
 from anywire.wires.plan import CONNECT_TIMEOUT, HANDSHAKE_TIMEOUT, Plan, bind_all, may_connect, plan_for, verdict_of
@@ -168,14 +169,14 @@ async def connect_forever(
                 pass
 
 
-class Listener:
+class Listener(Generic[F]):
     """Listening addresses whose connections you take yourself: `await listener.accept()`.
 
     `addresses` are the real ones. Closing stops listening; accepted connections live on."""
 
     def __init__(
         self,
-        kind: type[Any],
+        kind: type[F],
         addresses: Sequence[str | Address],
         max_message: int | None,
         handshake_timeout: float,
@@ -184,14 +185,20 @@ class Listener:
         wire_options: dict[str, Any],
     ) -> None:
         face = "channel" if kind is Channel else "stream"
-        self._set_up(kind, *bind_all(addresses, face, max_message, handshake_timeout, backlog, wire_options))
-        self._authorize = authorize
+        bound = bind_all(addresses, face, max_message, handshake_timeout, backlog, wire_options)
+        self._set_up(kind, *bound, authorize)
 
-    def _set_up(self, kind: type[Any], plans: Any, acceptors: Any) -> None:
-        self._kind = kind
+    def _set_up(
+        self,
+        kind: type[F],
+        plans: dict[Acceptor, Plan],
+        acceptors: list[Acceptor],
+        authorize: Authorize | None = None,
+    ) -> None:
+        self._kind: type[F] = kind
         self._face = "channel" if kind is Channel else "stream"
         self._plans, self._acceptors = plans, acceptors
-        self._authorize: Authorize | None = None
+        self._authorize = authorize
         self._slot = counters.OwnSlot(LISTENER, ",".join(str(address) for address in self.addresses))
 
     @property
@@ -202,13 +209,13 @@ class Listener:
     def _count_error(self, error: OSError) -> None:
         self._slot.add("accept_errors")
 
-    async def next(self) -> tuple[Any, Any]:
+    async def next(self) -> tuple[Acceptor, Any]:
         """The next raw connection: (acceptor, endpoint). Use `accept`."""
         if not self._acceptors:
             raise ChannelClosed("the listener is closed", operation="accept")
         return await driver_for().run(establish.next_steps(self._acceptors, self._count_error))
 
-    async def establish(self, acceptor: Any, endpoint: Any) -> Any:
+    async def establish(self, acceptor: Acceptor, endpoint: Any) -> F | None:
         """Handshake, authorise: a channel or stream, or None when the peer was refused."""
         driver = driver_for()
         plan = self._plans[acceptor]
@@ -227,7 +234,7 @@ class Listener:
         self._slot.add("accepts")
         return self._kind(ready, driver)
 
-    async def accept(self, *, timeout: float | None = None) -> Any:
+    async def accept(self, *, timeout: float | None = None) -> F:
         """The next connection that came through its handshake; failed ones are logged and passed over."""
         try:
             async with asyncio.timeout(timeout):
@@ -258,7 +265,7 @@ class Listener:
         if acceptors:
             self._slot.release()
 
-    async def __aenter__(self) -> Listener:
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -269,7 +276,7 @@ async def attach(handle: Handle) -> Any:
     """The channel, stream or listener of a handle that `detach()` or `pipe()` made, also in another process."""
     kind, made = attach_endpoint(handle)
     if kind == "listener":
-        listener = Listener.__new__(Listener)
+        listener: Listener[Any] = Listener.__new__(Listener)
         listener._set_up(Channel if handle.face == "channel" else Stream, *made)
         return listener
     driver = driver_for()
@@ -283,14 +290,14 @@ def listen(
     authorize: Authorize | None = None,
     backlog: int = 1024,
     **wire_options: Any,
-) -> Listener:
+) -> Listener[Channel]:
     """Listen on addresses and accept channels yourself. It listens when this returns. Raises AddressError, OSError."""
     return Listener(Channel, addresses, max_message, handshake_timeout, authorize, backlog, wire_options)
 
 
 def listen_stream(
     *addresses: str | Address, authorize: Authorize | None = None, backlog: int = 1024, **wire_options: Any
-) -> Listener:
+) -> Listener[Stream]:
     """As `listen`, for streams of bytes."""
     return Listener(Stream, addresses, None, HANDSHAKE_TIMEOUT, authorize, backlog, wire_options)
 
@@ -301,17 +308,17 @@ class Server(Generic[F]):
     def __init__(
         self,
         handler: Callable[[F], Awaitable[object]],
-        make_listener: Callable[[], Listener],
+        make_listener: Callable[[], Listener[F]],
         limit: int | None,
         close_timeout: float,
     ) -> None:
         if limit is not None and limit < 1:
             raise ValueError(f"a server's limit must be at least 1 connection, not {limit}")
-        self._handler = handler
-        self._make_listener = make_listener
+        self._handler: Callable[[F], Awaitable[object]] = handler
+        self._make_listener: Callable[[], Listener[F]] = make_listener
         self._limit = limit
         self._close_timeout = close_timeout
-        self._listener: Listener | None = None
+        self._listener: Listener[F] | None = None
         self._accepting: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._room = asyncio.Event()
@@ -332,7 +339,7 @@ class Server(Generic[F]):
             self._accepting = asyncio.create_task(self._accept(self._listener))
         return self
 
-    async def _accept(self, listener: Listener) -> None:
+    async def _accept(self, listener: Listener[F]) -> None:
         while True:
             if self._limit is not None:
                 while len(self._tasks) >= self._limit:      # the rest waits in the kernel's backlog
@@ -347,7 +354,7 @@ class Server(Generic[F]):
         self._tasks.discard(task)
         self._room.set()
 
-    async def _run(self, listener: Listener, acceptor: Any, endpoint: Any) -> None:
+    async def _run(self, listener: Listener[F], acceptor: Any, endpoint: Any) -> None:
         try:
             connection: F | None = await listener.establish(acceptor, endpoint)
         except asyncio.CancelledError:
@@ -409,7 +416,7 @@ class Server(Generic[F]):
             await self._stop_accepting(listener)
         await self._cancel_handlers()
 
-    async def _stop_accepting(self, listener: Listener) -> None:
+    async def _stop_accepting(self, listener: Listener[F]) -> None:
         assert self._accepting is not None
         self._accepting.cancel()
         await asyncio.wait([self._accepting])
@@ -458,7 +465,7 @@ def serve(
     A channel is closed politely when its handler returns, and dropped (the peer sees a loss) when the handler raises.
     """
 
-    def listener() -> Listener:
+    def listener() -> Listener[Channel]:
         return Listener(Channel, addresses, max_message, handshake_timeout, authorize, backlog, wire_options)
 
     return Server(handler, listener, limit, close_timeout)
@@ -475,7 +482,7 @@ def serve_stream(
 ) -> Server[Stream]:
     """As `serve`, for streams of bytes: the handler gets a Stream. Unsupported on message wires."""
 
-    def listener() -> Listener:
+    def listener() -> Listener[Stream]:
         return Listener(Stream, addresses, None, HANDSHAKE_TIMEOUT, authorize, backlog, wire_options)
 
     return Server(handler, listener, limit, close_timeout)

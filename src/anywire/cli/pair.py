@@ -7,6 +7,7 @@ fails or hangs raises `Failed`, with its last line of standard error; `close` ne
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -68,15 +69,19 @@ class _Child:
         if what == "ended":
             self.process.wait(5)
         self.errors.seek(0)
-        lines = self.errors.read().decode(errors="replace").strip().splitlines()
+        # A traceback's last line that is not indented names the error; what an error adds below it is indented.
+        lines = [line for line in self.errors.read().decode(errors="replace").splitlines() if line[:1].strip()]
         return Failed(f"{what}: {lines[-1]}" if lines else what)
 
+    def dismiss(self) -> None:
+        """End its orders; it then closes its connection, which may wait for the other side to do the same."""
+        assert self.process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):      # it was dead already
+            self.process.stdin.close()
+
     def close(self) -> None:
-        assert self.process.stdin is not None and self.process.stdout is not None
-        try:
-            self.process.stdin.close()      # the end of its orders
-        except BrokenPipeError:
-            pass                            # it was dead already
+        assert self.process.stdout is not None
+        self.dismiss()
         try:
             self.process.wait(3)
         except subprocess.TimeoutExpired:
@@ -161,6 +166,8 @@ class Pair:
 
     def close(self) -> None:
         """End both children (killed if they don't end by themselves) and remove their directory."""
+        for child in self.children:
+            child.dismiss()
         for child in self.children:
             child.close()
         self.children.clear()

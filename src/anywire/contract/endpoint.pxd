@@ -22,6 +22,9 @@ cdef enum:
     PARTIAL = 2        # a part was written: wait, then flush() until DONE; adopt() if the caller gives up
 
 cdef enum:
+    OWN_BUFFER = 139264   # bytes; the read area of a blocking front: a 128 KiB message with its header in one call
+
+cdef enum:
     SCRATCH = 262144   # bytes; the largest read of one turn, and the size of the shared read area
 
 cdef uint64_t monotonic_ns() noexcept nogil
@@ -48,6 +51,7 @@ cdef class ByteEndpoint:
     cdef public object wire
     cdef public bint eof_written
     cdef public bint buffered            # keeps bytes of its own: a short read does not mean that nothing is left
+    cdef bint whole                      # the next blocking read wants all n bytes (MSG_WAITALL), not just what is here
     cdef int users
     cdef bint doomed
     cdef Py_ssize_t read(self, char* p, size_t n, bint block) except -1

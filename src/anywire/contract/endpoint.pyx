@@ -663,29 +663,26 @@ cdef class BytePump(MessageEndpoint):
 
     cdef Py_ssize_t fill(self, char** p, size_t n, bint block) except -1:
         """Read up to `n` bytes (at most SCRATCH) into the read area and point `p` at them. 0 at the end, AGAIN."""
-        cdef Py_ssize_t got
-        cdef size_t size = min(n, <size_t> (65536 if block else SCRATCH))
-        if self.drained and not block:
-            if self.drained_tick == coarse_tick():
-                self.want = READ
-                return AGAIN
-            self.drained = False
+        cdef size_t size = min(n, <size_t> (OWN_BUFFER if block else SCRATCH))
         if block:
             if self.own_buffer == NULL:
-                self.own_buffer = <char*> PyMem_RawMalloc(65536)
+                self.own_buffer = <char*> PyMem_RawMalloc(OWN_BUFFER)
                 if self.own_buffer == NULL:
                     raise MemoryError()
             p[0] = self.own_buffer
         else:
             p[0] = _scratch
-        got = self.read_at(p[0], size, block)
-        if not block and 0 < got < <Py_ssize_t> size and not self.bytes.buffered:
-            self.drained = True
-            self.drained_tick = coarse_tick()
-        return got
+        return self.read_at(p[0], size, block)
 
     cdef Py_ssize_t read_at(self, char* p, size_t size, bint block) except -1:
+        """Read up to `size` bytes to `p`. A short read emptied the kernel's buffer: within the same tick of the coarse clock
+        trying again would only cost a system call, for the loop tells when more comes."""
         cdef Py_ssize_t got
+        if self.drained and not block:
+            if self.drained_tick == coarse_tick():
+                self.want = READ
+                return AGAIN
+            self.drained = False
         self.reading = True
         self.turns += 1
         try:
@@ -697,6 +694,9 @@ cdef class BytePump(MessageEndpoint):
             self.reading = False
         if got == AGAIN:
             self.want = self.bytes.want
+        elif not block and 0 < got < <Py_ssize_t> size and not self.bytes.buffered:
+            self.drained = True
+            self.drained_tick = coarse_tick()
         return got
 
     cdef int on_io_error(self, object error) except -1:

@@ -39,6 +39,7 @@ cdef class Decoder:
     cdef PyObject* body
     cdef char* body_data
     cdef uint64_t body_size, body_have, body_room
+    cdef uint64_t last                     # size of the last message of this connection
     cdef uint64_t largest                  # largest message that ever came whole: this much may be allocated at once
     cdef long fds                          # descriptors announced with the message being collected, -1 for none
     cdef char* target
@@ -47,6 +48,7 @@ cdef class Decoder:
     cdef bint to_target
 
     cdef int eat(self, const char* p, Py_ssize_t n) except -1
+    cdef Py_ssize_t ahead(self, Py_ssize_t most) noexcept
     cdef int direct(self, char** p, Py_ssize_t* n) except -1
     cdef int advance(self, Py_ssize_t n) except -1
     cdef object peek(self)

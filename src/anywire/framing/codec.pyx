@@ -205,6 +205,7 @@ cdef class Decoder:
                     self.confirmed += load32(p + 4)
                     message = c_bytes(p + HEADER, size)
                     self.push(message, size)
+                    self.last = size
                     p += HEADER + size
                     continue
                 if size < <uint32_t> FIRST_KIND or size >= <uint32_t> CONFIRM and size != <uint32_t> LARGE:
@@ -293,6 +294,7 @@ cdef class Decoder:
         self.in_body = False
         self.body = NULL
         self.largest = max(self.largest, self.body_size)
+        self.last = self.body_size
         if self.to_target:
             self.to_target = False
             self.target = NULL
@@ -346,6 +348,13 @@ cdef class Decoder:
         result = <object> message
         Py_DECREF(result)
         return result
+
+    cdef Py_ssize_t ahead(self, Py_ssize_t most) noexcept:
+        """How much to read when nothing can be read directly: after a large message only the next header, so that a
+        large one that follows is received where it stays."""
+        if self.last >= 2 * FREELY and not self.in_body:
+            return self.head_need - self.head_have
+        return most
 
     cdef int direct(self, char** p, Py_ssize_t* n) except -1:
         """Where the next bytes of a large message may be read to directly; 0 when it is better to read ahead."""

@@ -11,7 +11,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Generic, TypeAlias, TypeVar
+from typing import Any, Generic, Self, TypeAlias, TypeVar
 
 from anywire.contract import counters
 from anywire.contract.address import Address
@@ -22,6 +22,7 @@ from anywire.contract.endpoint import MessageEndpoint
 from anywire.contract.errors import AnywireError, ChannelClosed, EndOfChannel, PeerLost, Refused, TimedOut
 from anywire.contract.handle import Handle
 from anywire.contract.peer import Peer
+from anywire.contract.wire import Acceptor
 from anywire.wires import establish
 from anywire.wires.moving import attach_endpoint, detach_listener, pipe
 from anywire.wires.plan import CONNECT_TIMEOUT, HANDSHAKE_TIMEOUT, Plan, bind_all, may_connect, plan_for, verdict_of
@@ -131,18 +132,18 @@ def attach(handle: Handle) -> Any:
     return (Channel if kind == "channel" else Stream)(run_blocking(made))
 
 
-def _listener_of(handle: Handle, plans: Any, acceptors: Any) -> Listener:
-    listener = Listener.__new__(Listener)
+def _listener_of(handle: Handle, plans: Any, acceptors: Any) -> Listener[Any]:
+    listener: Listener[Any] = Listener.__new__(Listener)
     listener._set_up(Channel if handle.face == "channel" else Stream, plans, acceptors)
     return listener
 
 
-class Listener:
+class Listener(Generic[F]):
     """Listening addresses whose connections you take yourself: `listener.accept()`. As `anywire.Listener`."""
 
     def __init__(
         self,
-        kind: type[Any],
+        kind: type[F],
         addresses: Sequence[str | Address],
         max_message: int | None,
         handshake_timeout: float,
@@ -151,14 +152,20 @@ class Listener:
         wire_options: dict[str, Any],
     ) -> None:
         face = "channel" if kind is Channel else "stream"
-        self._set_up(kind, *bind_all(addresses, face, max_message, handshake_timeout, backlog, wire_options))
-        self._authorize = authorize
+        bound = bind_all(addresses, face, max_message, handshake_timeout, backlog, wire_options)
+        self._set_up(kind, *bound, authorize)
 
-    def _set_up(self, kind: type[Any], plans: Any, acceptors: Any) -> None:
-        self._kind = kind
+    def _set_up(
+        self,
+        kind: type[F],
+        plans: dict[Acceptor, Plan],
+        acceptors: list[Acceptor],
+        authorize: Authorize | None = None,
+    ) -> None:
+        self._kind: type[F] = kind
         self._face = "channel" if kind is Channel else "stream"
         self._plans, self._acceptors = plans, acceptors
-        self._authorize: Authorize | None = None
+        self._authorize = authorize
         self._slot = counters.OwnSlot(LISTENER, ",".join(str(address) for address in self.addresses))
 
     @property
@@ -169,13 +176,13 @@ class Listener:
     def _count_error(self, error: OSError) -> None:
         self._slot.add("accept_errors")
 
-    def next(self, deadline: float | None = None, wake_fd: int = -1) -> tuple[Any, Any]:
+    def next(self, deadline: float | None = None, wake_fd: int = -1) -> tuple[Acceptor, Any]:
         """The next raw connection: (acceptor, endpoint). Use `accept`."""
         if not self._acceptors:
             raise ChannelClosed("the listener is closed", operation="accept")
         return run_blocking(establish.next_steps(self._acceptors, self._count_error), deadline, wake_fd=wake_fd)
 
-    def establish(self, acceptor: Any, endpoint: Any) -> Any:
+    def establish(self, acceptor: Acceptor, endpoint: Any) -> F | None:
         """Handshake, authorise: a channel or stream, or None when the peer was refused."""
         plan = self._plans[acceptor]
         heard = run_blocking(establish.hear_steps(acceptor, endpoint, self._face, plan.options))
@@ -193,7 +200,7 @@ class Listener:
         self._slot.add("accepts")
         return self._kind(ready)
 
-    def accept(self, *, timeout: float | None = None) -> Any:
+    def accept(self, *, timeout: float | None = None) -> F:
         """The next connection that came through its handshake; failed ones are logged and passed over."""
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
@@ -222,7 +229,7 @@ class Listener:
         if acceptors:
             self._slot.release()
 
-    def __enter__(self) -> Listener:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -236,14 +243,14 @@ def listen(
     authorize: Authorize | None = None,
     backlog: int = 1024,
     **wire_options: Any,
-) -> Listener:
+) -> Listener[Channel]:
     """Listen on addresses and accept channels yourself. It listens when this returns. Raises AddressError, OSError."""
     return Listener(Channel, addresses, max_message, handshake_timeout, authorize, backlog, wire_options)
 
 
 def listen_stream(
     *addresses: str | Address, authorize: Authorize | None = None, backlog: int = 1024, **wire_options: Any
-) -> Listener:
+) -> Listener[Stream]:
     """As `listen`, for streams of bytes."""
     return Listener(Stream, addresses, None, HANDSHAKE_TIMEOUT, authorize, backlog, wire_options)
 
@@ -254,17 +261,17 @@ class Server(Generic[F]):
     def __init__(
         self,
         handler: Callable[[F], object],
-        make_listener: Callable[[], Listener],
+        make_listener: Callable[[], Listener[F]],
         limit: int | None,
         close_timeout: float,
     ) -> None:
         if limit is not None and limit < 1:
             raise ValueError(f"a server's limit must be at least 1 connection, not {limit}")
-        self._handler = handler
-        self._make_listener = make_listener
+        self._handler: Callable[[F], object] = handler
+        self._make_listener: Callable[[], Listener[F]] = make_listener
         self._room = None if limit is None else threading.Semaphore(limit)
         self._close_timeout = close_timeout
-        self._listener: Listener | None = None
+        self._listener: Listener[F] | None = None
         self._accepting: threading.Thread | None = None
         self._threads: set[threading.Thread] = set()
         self._lock = threading.Lock()
@@ -296,7 +303,7 @@ class Server(Generic[F]):
             self._accepting.start()
         return self
 
-    def _accept(self, listener: Listener) -> None:
+    def _accept(self, listener: Listener[F]) -> None:
         while not self._stopping:
             if self._room is not None and not self._room.acquire(timeout=0.2):
                 continue                                    # the rest waits in the kernel's backlog
@@ -311,7 +318,7 @@ class Server(Generic[F]):
                 self._threads.add(thread)
             thread.start()
 
-    def _until_stopped(self, listener: Listener) -> Any:
+    def _until_stopped(self, listener: Listener[F]) -> Any:
         steps = establish.next_steps(listener._acceptors, listener._count_error)
         try:
             request = next(steps)
@@ -323,7 +330,7 @@ class Server(Generic[F]):
         except StopIteration as stop:
             return stop.value
 
-    def _run(self, listener: Listener, acceptor: Any, endpoint: Any) -> None:
+    def _run(self, listener: Listener[F], acceptor: Any, endpoint: Any) -> None:
         connection: F | None = None
         try:
             connection = listener.establish(acceptor, endpoint)
@@ -420,7 +427,7 @@ def serve(
 ) -> Server[Channel]:
     """Serve `handler(channel)`, a plain function, in a thread per connection. Parameters: `anywire.serve`."""
 
-    def listener() -> Listener:
+    def listener() -> Listener[Channel]:
         return Listener(Channel, addresses, max_message, handshake_timeout, authorize, backlog, wire_options)
 
     return Server(handler, listener, limit, close_timeout)
@@ -437,7 +444,7 @@ def serve_stream(
 ) -> Server[Stream]:
     """As `serve`, for streams of bytes."""
 
-    def listener() -> Listener:
+    def listener() -> Listener[Stream]:
         return Listener(Stream, addresses, None, HANDSHAKE_TIMEOUT, authorize, backlog, wire_options)
 
     return Server(handler, listener, limit, close_timeout)

@@ -25,7 +25,7 @@ cdef extern from "<sys/socket.h>" nogil:
     unsigned char* CMSG_DATA(cmsghdr*)
     size_t CMSG_LEN(size_t)
     size_t CMSG_SPACE(size_t)
-    int SOL_SOCKET, SCM_RIGHTS, MSG_DONTWAIT, MSG_NOSIGNAL, MSG_CMSG_CLOEXEC, MSG_CTRUNC, SHUT_WR, SHUT_RDWR
+    int SOL_SOCKET, SCM_RIGHTS, MSG_DONTWAIT, MSG_NOSIGNAL, MSG_CMSG_CLOEXEC, MSG_CTRUNC, MSG_WAITALL, SHUT_WR, SHUT_RDWR
     ssize_t recv(int fd, void* p, size_t n, int flags)
     ssize_t send(int fd, const void* p, size_t n, int flags)
     ssize_t sendmsg(int fd, msghdr* m, int flags)
@@ -73,12 +73,12 @@ cdef class SocketBytes(ByteEndpoint):
 
     cdef Py_ssize_t read(self, char* p, size_t n, bint block) except -1:
         cdef ssize_t r
-        cdef int e, fd = self.fd
+        cdef int e, fd = self.fd, flags = (MSG_WAITALL if self.whole else 0) if block else MSG_DONTWAIT
         while True:
             if block or n > SCRATCH:
                 self.users += 1
                 with nogil:
-                    r = recv(fd, p, n, 0 if block else MSG_DONTWAIT)
+                    r = recv(fd, p, n, flags)
                     e = errno
                 self.leave()
             else:
@@ -162,7 +162,7 @@ cdef class UnixBytes(SocketBytes):
 
     cdef Py_ssize_t read(self, char* p, size_t n, bint block) except -1:
         cdef ssize_t r
-        cdef int e, fd = self.fd, flags = MSG_CMSG_CLOEXEC | (0 if block else MSG_DONTWAIT)
+        cdef int e, fd = self.fd, flags = MSG_CMSG_CLOEXEC | ((MSG_WAITALL if self.whole else 0) if block else MSG_DONTWAIT)
         cdef msghdr m
         cdef iovec v
         cdef char control[CONTROL]

@@ -7,11 +7,12 @@ cdef class FramedEndpoint(BytePump):
     cdef readonly Decoder decoder
     cdef readonly Py_ssize_t peer_limit
     cdef uint64_t to_confirm, to_confirm_bytes
-    cdef uint64_t offered                # messages being written: the peer may confirm them before the write returns here
-    cdef uint64_t confirm_at                # so many messages to confirm are worth a frame of their own
+    cdef uint64_t confirm_at         # so many messages to confirm are worth a frame of their own
     cdef readonly bint confirms
     cdef readonly bint end_sent
     cdef bint ending
+    cdef uint64_t going              # messages inside a system call of another thread: not counted as sent yet
+    cdef uint64_t missing(self) noexcept
     cdef object hand_over(self)
     cdef int more(self, bint block) except -1
     cdef int need_sending(self) except -1

@@ -46,7 +46,11 @@ cdef class FramedEndpoint(BytePump):
 
     @property
     def unconfirmed(self):
-        return self.sent - min(self.decoder.confirmed, self.sent)
+        return self.missing()
+
+    cdef uint64_t missing(self) noexcept:
+        # A blocking send may be confirmed before it has returned and was counted.
+        return self.sent - self.decoder.confirmed if self.sent > self.decoder.confirmed else 0
 
     @property
     def carries_fds(self):
@@ -61,7 +65,7 @@ cdef class FramedEndpoint(BytePump):
         if self.end_sent:
             raise ChannelClosed("send_eof() was called", address=str(self.address), operation="send")
         if self.decoder.closed:
-            raise ChannelClosed(f"the peer closed the channel; {self.unconfirmed} sent messages are "
+            raise ChannelClosed(f"the peer closed the channel; {self.missing()} sent messages are "
                                 "unconfirmed", address=str(self.address), operation="send")
         if self.write_fd < 0:
             raise Unsupported("this end of a one-way wire can only receive", address=str(self.address),
@@ -81,9 +85,11 @@ cdef class FramedEndpoint(BytePump):
             raise TooLarge(n, self.peer_limit, address=str(self.address), operation="send")
         confirmed = <uint32_t> min(self.to_confirm, <uint64_t> 0xFFFFFFFF)
         size = write_header(head, n, confirmed)
-        self.offered = 1
-        status = self.emit(head, size, p, n, keep, block)
-        self.offered = 0
+        self.going = 1
+        try:
+            status = self.emit(head, size, p, n, keep, block)
+        finally:
+            self.going = 0
         if status != BLOCKED:
             self.to_confirm -= confirmed
             self.to_confirm_bytes = 0
@@ -110,9 +116,11 @@ cdef class FramedEndpoint(BytePump):
         size = write_descriptors(head, <uint32_t> n, confirmed, <uint32_t> len(fds))
         if fds:
             self.bytes.give_fds(fds)
-        self.offered = 1
-        status = self.emit(head, size, p, n, keep, False)
-        self.offered = 0
+        self.going = 1
+        try:
+            status = self.emit(head, size, p, n, keep, False)
+        finally:
+            self.going = 0
         if status != BLOCKED:
             self.to_confirm -= confirmed
             self.sent += 1
@@ -169,14 +177,14 @@ cdef class FramedEndpoint(BytePump):
                 v.iov_len = used
                 self.writing = True
                 self.turns += 1
-                self.offered = i - first
+                self.going = i - first
                 try:
                     done = self.bytes.write(&v, 1, block)
                 except OSError as error:
                     self.on_io_error(error)
                 finally:
                     self.writing = False
-                    self.offered = 0
+                    self.going = 0
                 if done == AGAIN:
                     self.want = self.bytes.want
                     self.put_status = BLOCKED
@@ -318,12 +326,14 @@ cdef class FramedEndpoint(BytePump):
         if self.read_fd < 0:
             raise Unsupported("this end of a one-way wire can only send", address=str(self.address), operation="recv")
         if self.decoder.direct(&p, &n):
+            self.bytes.whole = block
             got = self.read_at(p, n, block)
             if got > 0:
                 self.decoder.advance(got)
                 return 0
         else:
-            got = self.fill(&p, SCRATCH, block)
+            self.bytes.whole = False
+            got = self.fill(&p, self.decoder.ahead(SCRATCH), block)
         if got == AGAIN:
             return AGAIN
         if got == 0:
@@ -332,7 +342,7 @@ cdef class FramedEndpoint(BytePump):
                              None)
         try:
             self.decoder.eat(p, got)
-            if self.decoder.confirmed > self.sent + self.offered:
+            if self.decoder.confirmed > self.sent + self.going:
                 raise PeerLost("the peer confirmed more messages than were sent")
         except AnywireError as error:
             # Whole messages that came before the bad bytes are handed out first; then this error, again and again.
@@ -349,11 +359,11 @@ cdef class FramedEndpoint(BytePump):
 
     cdef int raise_end(self) except -1:
         raise EndOfChannel(address=str(self.address), operation="recv",
-                           unconfirmed=self.unconfirmed)
+                           unconfirmed=self.missing())
 
     cdef int lost(self, object reason, object cause) except -1:
         self.fail(PeerLost(reason, address=str(self.address), operation="use",
-                           unconfirmed=self.unconfirmed))
+                           unconfirmed=self.missing()))
         counters.lost(self.slot, reason.encode())
         if self.decoder.ready_count == 0:
             self.raise_failure()
