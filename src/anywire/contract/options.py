@@ -35,7 +35,7 @@ class Option:
     the value or raises ValueError with what would be right. This module has some: `octal_mode`, `seconds`, `size`,
     `integer`, `one_of`, `path`, `words`, `any_value`. `default` is not converted. `doc`: one line. `sides`: where it
     means something. In an address, which both sides may share, an option of the other side is passed over; as a keyword
-    it is refused.
+    it is refused. `shapes`: it changes what the wire promises; given as a keyword it becomes part of the address.
     """
 
     name: str
@@ -43,6 +43,7 @@ class Option:
     default: Any = None
     doc: str = ""
     sides: frozenset[Side] = BOTH
+    shapes: bool = False
 
     def convert(self, value: Any) -> Any:
         """The value of what was given. Raises ValueError."""
@@ -82,6 +83,16 @@ def resolve_options(
             raise address.error("?" + key, f"{key} is given twice: here and as the argument {key}={raw!r}")
         given[key] = value
     return {key: given.get(key, option.default) for key, option in here.items()}
+
+
+def shaped(wire: Wire, address: Address, values: Mapping[str, Any]) -> Address:
+    """The address with the options in it that change what the wire promises there, and are not at their default."""
+    extra = {
+        name: str(values[name]).lower() if isinstance(values[name], bool) else str(values[name])
+        for name, option in wire.options.items()
+        if option.shapes and values.get(name, option.default) != option.default and name not in address.params
+    }
+    return address.with_params({**address.params, **extra}) if extra else address
 
 
 def _unknown(wire: Wire | type[Wire], key: str, known: Iterable[str], side: Side | None = None) -> str:

@@ -42,6 +42,7 @@ cdef class Decoder:
     cdef uint64_t last                     # size of the last message of this connection
     cdef uint64_t largest                  # largest message that ever came whole: this much may be allocated at once
     cdef long fds                          # descriptors announced with the message being collected, -1 for none
+    cdef readonly Py_ssize_t fds_due       # descriptors announced and not yet handed out
     cdef char* target
     cdef Py_ssize_t target_size
     cdef readonly Py_ssize_t target_done   # size of the message that is whole in the target, -1 for none

@@ -255,6 +255,7 @@ cdef class Decoder:
             if self.fds > 253:
                 raise BadFrame(f"{self.fds} descriptors in one message; the kernel passes at most 253",
                                received=h[:LONGEST_HEADER])
+            self.fds_due += self.fds
             self.start_body(load32(h + 8), available)
         else:
             raise BadFrame(f"unknown frame kind {kind:#010x}", received=h[:HEADER])

@@ -46,15 +46,56 @@ cdef extern from *:
     """
     void set_errno "anywire_descriptor_errno"(int e) noexcept nogil
 
-cdef enum:
-    MOST_FDS = 253          # SCM_MAX_FD, unix(7)
-    CONTROL = 1056          # CMSG_SPACE(253 * 4), rounded up
-
 
 cdef inline int error(int e) except -1:
     set_errno(e)
     PyErr_SetFromErrno(OSError)
     return -1
+
+
+LOST_FDS = "descriptors were lost on their way: this process has no free descriptor (RLIMIT_NOFILE)"
+
+
+cdef int gather_fds(msghdr* m, list into) except -1:
+    """Append the descriptors that came with a message; they are this process's from now on."""
+    cdef cmsghdr* c = CMSG_FIRSTHDR(m)
+    cdef int fd
+    cdef size_t i
+    while c != NULL:
+        if c.cmsg_level == SOL_SOCKET and c.cmsg_type == SCM_RIGHTS:
+            for i in range((c.cmsg_len - CMSG_LEN(0)) // sizeof(int)):
+                memcpy(&fd, CMSG_DATA(c) + i * sizeof(int), sizeof(int))
+                into.append(fd)
+        c = CMSG_NXTHDR(m, c)
+    return 0
+
+
+cdef list numbers_of(object fds):
+    """The numbers of `fds` (numbers or objects with fileno()), all open, and not too many: else nothing is sent."""
+    numbers = [fd if isinstance(fd, int) else fd.fileno() for fd in fds]
+    if len(numbers) > MOST_FDS:
+        raise ValueError(f"{len(numbers)} descriptors in one message; the kernel passes at most {MOST_FDS} (unix(7))")
+    for fd in numbers:
+        os.fstat(fd)                             # a bad number is the caller's mistake, not a lost connection
+    return numbers
+
+
+cdef int attach_fds(msghdr* m, char* control, list numbers) except -1:
+    """Let descriptors go with a message; `control` has CONTROL bytes."""
+    cdef cmsghdr* c
+    cdef int fd
+    cdef size_t i, count = len(numbers)
+    memset(control, 0, CONTROL)
+    m.msg_control = control
+    m.msg_controllen = CMSG_SPACE(count * sizeof(int))
+    c = CMSG_FIRSTHDR(m)
+    c.cmsg_level = SOL_SOCKET
+    c.cmsg_type = SCM_RIGHTS
+    c.cmsg_len = CMSG_LEN(count * sizeof(int))
+    for i in range(count):
+        fd = numbers[i]
+        memcpy(CMSG_DATA(c) + i * sizeof(int), &fd, sizeof(int))
+    return 0
 
 
 cdef class SocketBytes(ByteEndpoint):
@@ -195,17 +236,11 @@ cdef class UnixBytes(SocketBytes):
             PyErr_CheckSignals()
 
     cdef int collect(self, msghdr* m) except -1:
-        cdef cmsghdr* c = CMSG_FIRSTHDR(m)
-        cdef int fd
-        cdef size_t i
-        while c != NULL:
-            if c.cmsg_level == SOL_SOCKET and c.cmsg_type == SCM_RIGHTS:
-                for i in range((c.cmsg_len - CMSG_LEN(0)) // sizeof(int)):
-                    memcpy(&fd, CMSG_DATA(c) + i * sizeof(int), sizeof(int))
-                    self.arrived.append(fd)
-            c = CMSG_NXTHDR(m, c)
+        gather_fds(m, self.arrived)
+        if not self.keep_fds:                    # a bare stream has no way to hand them out
+            self.drop_fds()
         if m.msg_flags & MSG_CTRUNC:
-            raise OSError(24, "descriptors were lost on their way: the process has no free descriptor (RLIMIT_NOFILE)")
+            raise OSError(24, LOST_FDS)
         if len(self.arrived) > 4 * MOST_FDS:
             self.drop_fds()
             raise OSError(71, "the peer sent more descriptors than it announced")
@@ -219,34 +254,21 @@ cdef class UnixBytes(SocketBytes):
         return fds
 
     cdef int give_fds(self, object fds) except -1:
-        fds = [fd if isinstance(fd, int) else fd.fileno() for fd in fds]
-        if len(fds) > MOST_FDS:
-            raise ValueError(f"{len(fds)} descriptors in one message; the kernel passes at most {MOST_FDS}")
-        self.departing = fds
+        self.departing = numbers_of(fds) or None
         return 0
 
     cdef Py_ssize_t write(self, iovec* iov, int count, bint block) except -1:
         cdef msghdr m
         cdef char control[CONTROL]
-        cdef cmsghdr* c
         cdef ssize_t r
-        cdef int e, fd, i, flags = MSG_NOSIGNAL | MSG_DONTWAIT
+        cdef int e, flags = MSG_NOSIGNAL | MSG_DONTWAIT
         if self.departing is None:
             return SocketBytes.write(self, iov, count, block)
         # Rare: with descriptors one never blocks inside the call, so that the ancillary data goes exactly once.
         memset(&m, 0, sizeof(m))
-        memset(control, 0, CONTROL)
         m.msg_iov = iov
         m.msg_iovlen = count
-        m.msg_control = control
-        m.msg_controllen = CMSG_SPACE(len(self.departing) * sizeof(int))
-        c = CMSG_FIRSTHDR(&m)
-        c.cmsg_level = SOL_SOCKET
-        c.cmsg_type = SCM_RIGHTS
-        c.cmsg_len = CMSG_LEN(len(self.departing) * sizeof(int))
-        for i in range(len(self.departing)):
-            fd = self.departing[i]
-            memcpy(CMSG_DATA(c) + i * sizeof(int), &fd, sizeof(int))
+        attach_fds(&m, control, self.departing)
         while True:
             r = sendmsg(self.fd, &m, flags)
             e = errno
@@ -264,11 +286,18 @@ cdef class UnixBytes(SocketBytes):
     def detach_state(self):
         return "unix", SocketBytes.detach_state(self)[1]
 
+    cdef int keep_first(self, Py_ssize_t count) except -1:
+        """Close the descriptors that arrived and were not announced."""
+        surplus = self.arrived[count:]
+        del self.arrived[count:]
+        for fd in surplus:
+            c_close(fd)
+        return 0
+
     def drop_fds(self):
         """Close descriptors that arrived and nobody asked for."""
-        for fd in self.arrived or ():
-            c_close(fd)
-        self.arrived = []
+        if self.arrived is not None:
+            self.keep_first(0)
 
     def close_now(self):
         self.drop_fds()

@@ -1,10 +1,12 @@
 from libc.stdint cimport uint32_t, uint64_t
 from anywire.contract.endpoint cimport BytePump
 from anywire.framing.codec cimport Decoder
+from anywire.wires._descriptor cimport UnixBytes
 
 
 cdef class FramedEndpoint(BytePump):
     cdef readonly Decoder decoder
+    cdef UnixBytes carrier               # the byte endpoint if it carries descriptors
     cdef readonly Py_ssize_t peer_limit
     cdef uint64_t to_confirm, to_confirm_bytes
     cdef uint64_t confirm_at         # so many messages to confirm are worth a frame of their own

@@ -17,6 +17,7 @@ from anywire.contract.endpoint cimport AGAIN, BLOCKED, DONE, PARTIAL, READ, SCRA
 from anywire.framing.codec cimport (CLOSE, CONFIRM, END, LONGEST_HEADER, Decoder, write_descriptors, write_header,
                                     write_kind)
 
+import errno
 import time
 
 from anywire.contract.errors import AnywireError, ChannelClosed, EndOfChannel, PeerLost, TooLarge, Unsupported
@@ -43,6 +44,9 @@ cdef class FramedEndpoint(BytePump):
         self.confirms = confirms
         self.confirm_at = CONFIRM_MESSAGES
         self.decoder = Decoder(max_message, descriptors=descriptors)
+        if descriptors:
+            self.carrier = below
+            self.carrier.keep_fds = True
 
     @property
     def unconfirmed(self):
@@ -282,6 +286,7 @@ cdef class FramedEndpoint(BytePump):
                 if type(self.decoder.peek()) is not _WithDescriptors:
                     return self.hand_over(), []
                 wrapped = self.decoder.pop()
+                self.decoder.fds_due -= wrapped.count
                 self.delivered(len(wrapped.message))
                 return wrapped.message, self.bytes.take_fds(wrapped.count)
             if self.more(block) == AGAIN:
@@ -342,6 +347,9 @@ cdef class FramedEndpoint(BytePump):
                              None)
         try:
             self.decoder.eat(p, got)
+            if self.carrier is not None and self.decoder.head_have == 0 \
+                    and len(self.carrier.arrived) > self.decoder.fds_due:
+                self.carrier.keep_first(self.decoder.fds_due)
             if self.decoder.confirmed > self.sent + self.going:
                 raise PeerLost("the peer confirmed more messages than were sent")
         except AnywireError as error:
@@ -374,6 +382,8 @@ cdef class FramedEndpoint(BytePump):
         cdef Py_ssize_t drained = 0, got
         cdef char* p
         cdef bint was_reading = self.reading
+        if error.errno == errno.ETOOMANYREFS:
+            raise error              # this user has too many descriptors on their way (unix(7)); the connection is well
         reason = error.strerror or str(error)
         if not was_reading and self.read_fd >= 0 and not self.decoder.ended and not self.broken:
             self.broken = True                      # no second loss report from within

@@ -7,6 +7,7 @@ closes them.
 from __future__ import annotations
 
 import os
+import socket
 from typing import Any
 
 from anywire.contract.address import Address
@@ -18,6 +19,7 @@ from anywire.contract.wire import wire_for
 from anywire.wires import establish
 from anywire.wires._descriptor import PipeBytes, SocketBytes, UnixBytes
 from anywire.wires._framed import FramedEndpoint
+from anywire.wires._packet import PacketEndpoint
 from anywire.wires.plan import HANDSHAKE_TIMEOUT, Plan, plan_for
 
 
@@ -69,6 +71,14 @@ def detach_listener(listener: Any) -> Handle:
     return Handle("listener", listener._face, "listener", str(acceptor.address), fds, state)
 
 
+def peer_at(fd: int) -> Any:
+    """Who is at the other end of a Unix socket: the kernel still knows (SO_PEERCRED)."""
+    from anywire.wires.unix import peer_of
+
+    with socket.socket(fileno=os.dup(fd)) as sock:
+        return peer_of(sock)
+
+
 def _bytes_of(handle: Handle) -> ByteEndpoint:
     address = Address.parse(handle.address)
     wire = wire_for(address)
@@ -78,10 +88,18 @@ def _bytes_of(handle: Handle) -> ByteEndpoint:
     kind = {"socket": SocketBytes, "unix": UnixBytes}.get(handle.how)
     if kind is None:
         raise Unsupported(f"a handle of kind {handle.how!r} can't be attached", address=address, operation="attach")
-    return kind(fds[0], address=address, wire=wire)
+    return kind(fds[0], address=address, peer=peer_at(fds[0]) if handle.how == "unix" else None, wire=wire)
 
 
 def _attach_steps(handle: Handle) -> Steps[MessageEndpoint]:
+    if handle.how == "packet":
+        address = Address.parse(handle.address)
+        (fd,) = handle.take()
+        packets = PacketEndpoint(
+            fd, handle.state["max_message"], address=address, peer=peer_at(fd), wire=wire_for(address)
+        )
+        packets.restore_state(handle.state)
+        return packets
     below = _bytes_of(handle)
     if handle.kind == "pipe":
         if handle.face == "stream":

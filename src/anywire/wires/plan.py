@@ -13,7 +13,7 @@ from typing import Any
 
 from anywire.contract.address import Address
 from anywire.contract.errors import AddressError
-from anywire.contract.options import Side, resolve_options
+from anywire.contract.options import Side, resolve_options, shaped
 from anywire.contract.peer import Peer
 from anywire.contract.wire import Acceptor, Wire, wire_for
 from anywire.wires.establish import no_stream
@@ -46,11 +46,12 @@ def plan_for(
     parsed = Address.parse(address) if isinstance(address, str) else address
     wire = wire_for(parsed)
     wire.check(parsed)
+    options = resolve_options(wire, parsed, wire_options, side=side)
+    parsed = shaped(wire, parsed, options)
     if face == "stream" and "stream" not in wire.traits(parsed).kind:
         raise no_stream(parsed)
     if max_message is not None and max_message < 0:
         raise ValueError(f"max_message must be at least 0 bytes, not {max_message}")
-    options = resolve_options(wire, parsed, wire_options, side=side)
     default = sys.maxsize if wire.traits(parsed).message_limit == "none" else MAX_MESSAGE
     options["max_message"] = default if max_message is None else max_message
     options["handshake_timeout"] = handshake_timeout

@@ -25,24 +25,32 @@ import stat
 import struct
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from anywire.contract.address import Address, forbid, require_path
 from anywire.contract.endpoint import ByteEndpoint, MessageEndpoint
-from anywire.contract.options import Option, octal_mode
+from anywire.contract.options import Option, octal_mode, one_of, size
 from anywire.contract.peer import Peer
 from anywire.contract.traits import Traits
 from anywire.contract.waits import Steps, Wait
 from anywire.contract.wire import Wire
 from anywire.wires import sockets
 from anywire.wires._descriptor import UnixBytes
+from anywire.wires._packet import PacketEndpoint
 
 LONGEST_PATH = 107
 """Bytes: sun_path has 108, the last one for the terminating NUL (unix(7))."""
 LOCK_PATIENCE = 5.0
 """Seconds to wait for the lock on the directory; its holders keep it for a few system calls."""
 
+TYPE = Option(
+    "type", one_of("stream", "seqpacket"), "stream", "a stream of bytes, or messages kept by the kernel", shapes=True
+)
 MODE = Option("mode", octal_mode, None, "file mode of the socket, octal; default: by the umask", frozenset({"listen"}))
+SNDBUF = Option(
+    "sndbuf", size, None, "bytes for the socket's send buffer (SO_SNDBUF), which bounds a seqpacket message"
+)
 
 STREAM = Traits(
     kind=frozenset({"stream"}),
@@ -58,16 +66,18 @@ STREAM = Traits(
     message_limit="configured",
 )
 
+SEQPACKET = replace(STREAM, kind=frozenset({"message"}), clean_end="no", message_limit="socket buffer")
+
 
 class UnixWire(Wire):
     """The Unix socket wire."""
 
     schemes: ClassVar[tuple[str, ...]] = ("unix",)
-    options: ClassVar[Mapping[str, Option]] = {option.name: option for option in (MODE,)}
+    options: ClassVar[Mapping[str, Option]] = {option.name: option for option in (TYPE, MODE, SNDBUF)}
 
     def traits(self, address: Address) -> Traits:
         """What it promises."""
-        return STREAM
+        return SEQPACKET if address.params.get("type") == "seqpacket" else STREAM
 
     def check(self, address: Address) -> None:
         """An address is a path or an abstract name, short enough for the kernel."""
@@ -75,10 +85,10 @@ class UnixWire(Wire):
             forbid(address, "host", "port")
         else:
             require_path(address)
-        size = len(address.path_bytes)
-        if size > LONGEST_PATH:
+        length = len(address.path_bytes)
+        if length > LONGEST_PATH:
             what = "name" if address.abstract else "path"
-            raise address.error("path", f"this {what} has {size} bytes; the kernel takes {LONGEST_PATH} (unix(7))")
+            raise address.error("path", f"this {what} has {length} bytes; the kernel takes {LONGEST_PATH} (unix(7))")
 
     def dial(self, address: Address, options: Mapping[str, Any]) -> Steps[ByteEndpoint | MessageEndpoint]:
         """Connect."""
@@ -94,6 +104,10 @@ class UnixWire(Wire):
     ) -> ByteEndpoint | MessageEndpoint:
         """The endpoint of a connected socket, which it takes over."""
         peer = peer_of(sock)
+        if options["sndbuf"] is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, min(options["sndbuf"], 1 << 30))
+        if options["type"] == "seqpacket":
+            return PacketEndpoint(sock.detach(), options["max_message"], address=address, peer=peer, wire=self)
         return UnixBytes(sock.detach(), address=address, peer=peer, wire=self)
 
     def bind(self, address: Address, options: Mapping[str, Any]) -> UnixAcceptor:
@@ -130,7 +144,7 @@ class UnixAcceptor(sockets.SocketAcceptor):
         return [self.sock.detach()], {"file": file}
 
     def close(self) -> None:
-        """Delete the file if it is still ours, then stop listening: in this order, as nobody replaces it before."""
+        """Delete the file if it is still ours, then stop listening: in this order, as nobody replaces a living one."""
         file, self.file = self.file, None
         if file is not None and self.owner == os.getpid():
             path, *identity = file
@@ -142,7 +156,7 @@ class UnixAcceptor(sockets.SocketAcceptor):
 
 def kind_of(options: Mapping[str, Any]) -> int:
     """The socket type."""
-    return socket.SOCK_STREAM
+    return socket.SOCK_SEQPACKET if options["type"] == "seqpacket" else socket.SOCK_STREAM
 
 
 def name_of(address: Address) -> bytes:
@@ -172,7 +186,7 @@ def connect_steps(address: Address, kind: int) -> Steps[socket.socket]:
         while True:
             code = sock.connect_ex(name_of(address))
             if code == 0:
-                sock.setblocking(True)      # the blocking front waits inside recv(2); the async one uses MSG_DONTWAIT
+                sock.setblocking(True)  # the blocking front waits inside recv(2); the async one uses MSG_DONTWAIT
                 return sock
             if code == errno.EPROTOTYPE:
                 raise OSError(code, f"connect {address}: the server listens with another type=")
