@@ -30,6 +30,7 @@ from anywire.cli.measure import Results, cores, human, machine, machine_line, ta
 NATIVE = Path(__file__).parent / "native"
 ROOT = Path(__file__).parent.parent
 SERVER_CORE, CLIENT_CORE = cores()
+BUSY = 0.85                         # below this share of a CPU, something else was running on it
 
 
 @dataclass
@@ -86,6 +87,19 @@ class Report:
             for name in names
         ]
         print(f"\n{table([cell, f'{figure} {unit}'.strip(), f'× {base}', *extra], rows)}\n", flush=True)
+
+    def echo_claim(self, cell: str, ours: str, base: str, target: float | None) -> None:
+        """A claim on the rates of two servers under the load generator (none: a note), and what CPU time says."""
+        rate, cpu = self.results.ratio(cell, ours, base, "rate"), self.results.ratio(cell, base, ours, "server_cpu_us")
+        if target is not None:
+            self.claim(f"{ours}, {cell}, of {base}", rate, target)
+        else:
+            self.note(f"{ours}, {cell}, of {base}: {times(rate)}")
+        self.note(f"      the same by CPU time of the server: {times(cpu)}; of the C server's rate: "
+                  f"{times(self.results.ratio(cell, ours, 'C epoll', 'rate'))}")
+        idle = [name for name in (ours, base) if (self.results.median(cell, name, "busy") or 1) < BUSY]
+        if idle and not cell.startswith("1 ×"):
+            self.note(f"      disturbed: with {' and '.join(idle)} neither server nor client had its CPU to itself")
 
     def finish(self, file: Path | None) -> None:
         if file is not None:
@@ -195,6 +209,8 @@ def load(
     if done.returncode:
         raise RuntimeError(done.stderr.strip() or f"the load generator ended with status {done.returncode}")
     figures: dict[str, float] = json.loads(done.stdout)
+    # Under many connections one of the two always has work to do.
+    figures["busy"] = max(figures["client_load"], figures["rate"] * figures["server_cpu_us"] / 1e6)
     return figures
 
 
