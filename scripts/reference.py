@@ -1,8 +1,8 @@
 """Fill the generated parts of docs/reference/ from the library itself; `--check` fails when one is stale.
 
-A generated part stands between `<!-- generated: NAME -->` and `<!-- end -->`. NAME is `methods CLASS`, `options SCHEME`,
-`traits`, `errors` or `counters`. Needs the built library (the compiled classes' docstrings and the wires' options are read
-from it), on the path. Everything that mkdocstrings can read by itself, from Python files, isn't generated here.
+A generated part stands between `<!-- generated: NAME -->` and `<!-- end -->`. NAME is `methods CLASS`,
+`options SCHEME`, `traits`, `errors` or `counters`. Needs the built library on the path: the compiled classes' docstrings
+and the wires' options are read from it. What mkdocstrings can read by itself, from Python files, isn't generated here.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def paragraphs(text: str) -> str:
 
 def first_sentence(text: str | None) -> str:
     words = " ".join((text or "").split())
-    return words if len(words) < 200 else words.partition(". ")[0] + "."
+    return words.partition(". ")[0] + "." if len(words) > 200 else words
 
 
 def options(scheme: str) -> Iterator[str]:
@@ -96,7 +96,7 @@ def options(scheme: str) -> Iterator[str]:
 
 
 def kind_of(option: Any) -> str:
-    named = {bool: "`true` or `false`", int: "a whole number", float: "seconds, or with a unit: `250ms`, `1m`", str: "text"}
+    named = {bool: "`true` or `false`", int: "a whole number", float: "seconds, or with a unit: `1m`", str: "text"}
     if option.type in named:
         return named[option.type]
     try:
@@ -140,7 +140,8 @@ def error_table(_: str) -> Iterator[str]:
         if not (inspect.isclass(cls) and issubclass(cls, errors.AnywireError)) or cls is errors.AnywireError:
             continue
         builtin = next(base.__name__ for base in cls.__mro__ if base.__module__ == "builtins")
-        known = set(inspect.signature(cls.__init__).parameters) - {"self", "what", "address", "operation", "advice", "hint"}
+        everywhere = {"self", "what", "address", "operation", "advice", "hint"}
+        known = set(inspect.signature(cls.__init__).parameters) - everywhere
         attributes = ", ".join(f"`{name}`" for name in sorted(known)) or " "
         meaning = inspect.cleandoc(cls.__doc__ or "").partition("\n")[0]
         yield f"| `{cls.__name__}` | `{builtin}` | {attributes} | {meaning} |"
@@ -149,7 +150,7 @@ def error_table(_: str) -> Iterator[str]:
 def counter_table(_: str) -> Iterator[str]:
     """The counters, with the meaning that the page's layout gives them."""
     layout = (PAGES.parent / "design" / "counters.md").read_text(encoding="utf-8")
-    meanings = {name: text for name, text in re.findall(r"^\| \d+ \| \d+ \| `(\w+)` \| (.*?) ?\|$", layout, re.MULTILINE)}
+    meanings = dict(re.findall(r"^\| \d+ \| \d+ \| `(\w+)` \| (.*?) ?\|$", layout, re.MULTILINE))
     yield "| counter | meaning |"
     yield "|---|---|"
     for name in counters_page.COUNTERS:
