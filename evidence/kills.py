@@ -2,11 +2,12 @@
 
     python evidence/kills.py [--kills 500] [--wires tcp,unix,pipe]
 
-Each round starts a receiver in a process of its own, floods it with numbered messages of random sizes, and kills it with
-SIGKILL at a random moment. The receiver counts in shared memory what its application was handed, so the truth survives
-it. Checked each time: the sender gets PeerLost; messages accepted <= messages handed over + `unconfirmed` (nothing is lost
-silently), and what was confirmed was handed over (`accepted - unconfirmed <= handed over`); every answer that came is
-whole and in order; the sender knew within 100 ms; afterwards it holds no descriptor more than before.
+Each round starts a receiver in a process of its own, floods it with numbered messages of random sizes, and kills it
+with SIGKILL at a random moment. The receiver counts in shared memory what its application was handed, so the truth
+survives it. Checked each time: the sender gets PeerLost; messages accepted <= messages handed over + `unconfirmed`
+(nothing is lost silently), and what was confirmed was handed over (`accepted - unconfirmed <= handed over`); every
+answer that came is whole and in order; the sender knew within 100 ms; afterwards it holds no descriptor more than
+before.
 """
 
 from __future__ import annotations
@@ -31,12 +32,10 @@ LARGEST = 200_000
 
 def receive(shared: mmap.mmap, channel: anywire.sync.Channel, answers: bool) -> None:
     """The victim: count what was handed over, check order and size, answer some."""
-    number = 0
-    for message in channel:
+    for number, message in enumerate(channel, 1):
         (got,) = COUNT.unpack_from(message)
-        if got != number or len(message) < COUNT.size:
+        if got != number - 1 or len(message) < COUNT.size:
             os._exit(3)
-        number += 1
         shared[:8] = COUNT.pack(number)
         if answers and number % 7 == 0:
             channel.send(message[:8])
@@ -139,7 +138,8 @@ def main() -> None:
         print(
             f"{wire:5} {len(rows)} kills: {sum(row['accepted'] for row in rows):.0f} messages accepted, unconfirmed "
             f"median {statistics.median(row['unconfirmed'] for row in rows):.0f} "
-            f"max {max(row['unconfirmed'] for row in rows):.0f}; knew after median {statistics.median(knew) * 1e3:.2f} ms "
+            f"max {max(row['unconfirmed'] for row in rows):.0f}; "
+            f"knew after median {statistics.median(knew) * 1e3:.2f} ms "
             f"max {knew[-1] * 1e3:.2f} ms, {late} later than 100 ms; descriptors left: {left}"
         )
     sys.exit(failed)

@@ -1,8 +1,9 @@
 """Fill the generated parts of docs/reference/ from the library itself; `--check` fails when one is stale.
 
 A generated part stands between `<!-- generated: NAME -->` and `<!-- end -->`. NAME is `methods CLASS`,
-`options SCHEME`, `traits`, `errors` or `counters`. Needs the built library on the path: the compiled classes' docstrings
-and the wires' options are read from it. What mkdocstrings can read by itself, from Python files, isn't generated here.
+`options SCHEME`, `traits`, `errors` or `counters`. Needs the built library on the path: the compiled classes'
+docstrings and the wires' options are read from it. What mkdocstrings can read by itself, from Python files, isn't
+generated here.
 """
 
 from __future__ import annotations
@@ -55,7 +56,8 @@ def methods(name: str) -> Iterator[str]:
     """Every public member of a compiled class."""
     module, _, cls_name = name.rpartition(".")
     cls = getattr(importlib.import_module(module), cls_name)
-    properties, functions = [], []
+    properties: list[tuple[str, Any]] = []
+    functions: list[tuple[str, Any]] = []
     for member in sorted(dir(cls)):
         if member.startswith("_") or member in INNER:
             continue
@@ -71,7 +73,7 @@ def methods(name: str) -> Iterator[str]:
 
 def paragraphs(text: str) -> str:
     """The docstring's text, with its `Raises` and `Parameters` on lines of their own."""
-    text = " ".join(line.strip() if line.strip() else "\n\n" for line in text.splitlines())
+    text = " ".join(line.strip() or "\n\n" for line in text.splitlines())
     text = re.sub(r"\s*\n\n\s*", "\n\n", text)
     return re.sub(r" (Raises [A-Z]|Parameters: )", r"\n\n\1", text)
 

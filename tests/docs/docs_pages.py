@@ -1,14 +1,15 @@
 """The programs in README, tutorial and how-to pages, taken out so that they can be run.
 
-All ```python blocks of a page are one program, run as a file whose line numbers are those of the page: a traceback points
-into the page. A block with `title="name.py"` is a file of that name beside it. A ```text block that follows shows what the
-block above it printed (`...` stands for anything). In ```console blocks the lines that start with `$ ` are run by bash,
-and the lines below each are its output.
+All ```python blocks of a page are one program, run as a file whose line numbers are those of the page: a traceback
+points into the page. A block with `title="name.py"` is a file of that name beside it. A ```text block that follows
+shows what the block above it printed (`...` stands for anything). In ```console blocks the lines that start with `$ `
+are run by bash, and the lines below each are its output.
 """
 
 from __future__ import annotations
 
 import doctest
+import itertools
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -70,7 +71,7 @@ def expected_of(blocks: list[Block]) -> dict[int, str]:
     """What a block (by its line) must print: the text block right after it, if there is one."""
     return {
         before.line: after.text
-        for before, after in zip(blocks, blocks[1:], strict=False)
+        for before, after in itertools.pairwise(blocks)
         if before.language == "python" and after.language == "text"
     }
 

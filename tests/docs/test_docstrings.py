@@ -1,5 +1,5 @@
-"""The examples in docstrings run: of Python modules and, by the same walk, of compiled ones (whose functions doctest's own
-finder doesn't take for functions)."""
+"""The examples in docstrings run: of Python modules and, by the same walk, of compiled ones (whose functions doctest's
+own finder doesn't take for functions)."""
 
 from __future__ import annotations
 

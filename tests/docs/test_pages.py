@@ -1,4 +1,4 @@
-"""Every program shown in README, the tutorial and the how-to pages runs, and prints what the page says that it prints."""
+"""Every program shown in README, the tutorial and the how-to pages runs, and prints what the page says."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import pytest
 from docs_pages import blocks_of, commands_of, expected_of, matches, printed_by, program_of
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs/tutorial").glob("*.md")), *sorted((ROOT / "docs/how-to").glob("*.md"))]
+DIRECTORIES = [ROOT / "docs/tutorial", ROOT / "docs/how-to"]
+PAGES = [ROOT / "README.md", *(page for directory in DIRECTORIES for page in sorted(directory.glob("*.md")))]
 LIMIT = 40
 """Seconds for one page: most take less than one."""
 
