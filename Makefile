@@ -51,14 +51,19 @@ bench: $(VENV)/.built $(VENV)/.group-bench
 build: $(VENV)/.built
 
 # The interpreter itself isn't instrumented, so the runtime comes first by LD_PRELOAD, and its own allocator (which hides
-# small overruns) and its leaks (objects that live until exit) are left out.
+# small overruns) and its leaks (objects that live until exit) are left out. A report of any process fails the target.
 SANITIZE_TESTS ?= tests/framing tests/contract tests/wires tests/conformance
 sanitize:
 	@$(MAKE) --no-print-directory VENV=.venv-sanitize MESON_ARGS="-Csetup-args=-Db_sanitize=address,undefined \
 		-Csetup-args=-Db_lundef=false -Csetup-args=-Doptimization=1" .venv-sanitize/.built .venv-sanitize/.group-test
-	LD_PRELOAD=$$(gcc -print-file-name=libasan.so) PYTHONMALLOC=malloc ASAN_OPTIONS=detect_leaks=0:halt_on_error=1 \
-	UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 .venv-sanitize/bin/python -m pytest \
-		--timeout 240 -m "not no_sanitize" $(PYTEST_ARGS) $(SANITIZE_TESTS)
+	@rm -f build/sanitizer.*
+	LD_PRELOAD=$$(gcc -print-file-name=libasan.so) PYTHONMALLOC=malloc \
+	ASAN_OPTIONS=detect_leaks=0:halt_on_error=1:log_path=$(CURDIR)/build/sanitizer \
+	UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1:log_path=$(CURDIR)/build/sanitizer \
+	.venv-sanitize/bin/python -m pytest --timeout 240 -m "not no_sanitize" $(PYTEST_ARGS) $(SANITIZE_TESTS); \
+	status=$$?; for report in build/sanitizer.*; do \
+		if [ -e "$$report" ]; then grep -v '/Python/\|Objects/\|Include/internal' "$$report" | head -n 40; status=1; fi; \
+	done; exit $$status
 
 # Each check runs even when another failed, so that one run shows everything.
 check: $(VENV)/.built $(VENV)/.group-check $(VENV)/.group-docs

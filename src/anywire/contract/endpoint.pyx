@@ -524,6 +524,10 @@ cdef class BytePump(MessageEndpoint):
         cdef int count
         if self.output_pending() and self.flush_output(block) != DONE:
             return BLOCKED
+        if n == 0:
+            p = b""                # memcpy(3) may not be given NULL, not even for nothing
+        if head_size == 0:
+            head = b""
         if n + head_size <= sizeof(joined):
             memcpy(joined, head, head_size)
             memcpy(joined + head_size, p, n)
@@ -653,7 +657,8 @@ cdef class BytePump(MessageEndpoint):
                                unconfirmed=self.sent - self.confirmed))
             raise MemoryError()
         memcpy(p, self.head + self.head_sent, head_left)
-        memcpy(p + head_left, self.body_data + self.body_sent, body_left)
+        if body_left:
+            memcpy(p + head_left, self.body_data + self.body_sent, body_left)
         self.drop_output()
         self.rest = p
         self.rest_size = head_left + body_left
