@@ -18,7 +18,7 @@ class Peer:
 
     `wire`: the scheme. `address`: where it is, if it has an address ("" if not, as a Unix client has none).
     `pid`, `uid`, `gid`: as the kernel recorded them at connect time (unix(7), SO_PEERCRED); another process may have
-    that pid by now. `certificate`: as `ssl.SSLSocket.getpeercert()`, if it showed one that was verified.
+    that pid by now. `certificate`: as `ssl.SSLSocket.getpeercert()`, if it showed one that was verified. `alpn`: the application protocol that both agreed on (RFC 7301).
     """
 
     wire: str = ""
@@ -27,6 +27,7 @@ class Peer:
     uid: int | None = None
     gid: int | None = None
     certificate: Mapping[str, Any] | None = None
+    alpn: str | None = None
 
     def is_same_user(self) -> bool:
         """Whether the kernel says that it is this process's user, or root: the default rule on one host.
