@@ -291,8 +291,9 @@ cdef class BlockingFront:
             if not PyThread_acquire_lock(self.send_lock, 0):
                 raise Busy("another thread is sending", address=str(self.end.address), operation="detach")
             try:
+                state = self.end.detach_state()          # refused by some wires: then the channel goes on
                 self.closing = True
-                return self.end.detach_state()
+                return state
             finally:
                 PyThread_release_lock(self.send_lock)
         finally:

@@ -590,9 +590,10 @@ cdef class Front:
         self.check("detach")
         if self.reader is not None or self.senders:
             raise Busy("an operation is under way", address=str(self.end.address), operation="detach")
-        self.closing = True
         self.unwatch(READ | WRITE)
-        return self.end.detach_state()
+        state = self.end.detach_state()          # refused by some wires: then the channel goes on
+        self.closing = True
+        return state
 
     async def __aenter__(self):
         return self

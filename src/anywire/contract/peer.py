@@ -18,7 +18,8 @@ class Peer:
 
     `wire`: the scheme. `address`: where it is, if it has an address ("" if not, as a Unix client has none).
     `pid`, `uid`, `gid`: as the kernel recorded them at connect time (unix(7), SO_PEERCRED); another process may have
-    that pid by now. `certificate`: as `ssl.SSLSocket.getpeercert()`, if it showed one that was verified. `alpn`: the application protocol that both agreed on (RFC 7301).
+    that pid by now. `certificate`: as `ssl.SSLSocket.getpeercert()`, if it showed one that was verified.
+    `alpn`: the application protocol that both sides agreed on (RFC 7301).
     """
 
     wire: str = ""

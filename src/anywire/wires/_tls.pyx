@@ -22,6 +22,7 @@ from libc.errno cimport EAGAIN, EINTR, errno
 from libc.string cimport memcpy
 from anywire.contract.endpoint cimport AGAIN, READ, SCRATCH, WRITE, ByteEndpoint, iovec, scratch
 
+import copy
 import errno as errors
 import ssl
 import threading
@@ -70,6 +71,7 @@ cdef class TlsBytes(ByteEndpoint):
     cdef char* record                   # plaintext of one record, on its way to the shared read area
     cdef bint dry                       # the engine holds nothing that could be decrypted
     cdef bint established, at_end, closing, shut
+    cdef bint cut                       # the socket is at its end
     cdef object failure
     cdef readonly bytes first           # what the peer sent first
 
@@ -126,6 +128,10 @@ cdef class TlsBytes(ByteEndpoint):
             if got == 0:
                 raise ConnectionResetError(errors.ECONNRESET, "the peer closed the connection during the TLS handshake")
 
+    def alert_stranger(self):
+        """Tell a peer that speaks something else what is spoken here: the alert unexpected_message (RFC 8446 6.2)."""
+        send(self.fd, b"\x15\x03\x03\x00\x02\x02\x0a", 7, MSG_DONTWAIT | MSG_NOSIGNAL)
+
     # -- ciphertext -----------------------------------------------------------------------------------------------------
 
     cdef Py_ssize_t feed(self) except -1:
@@ -142,10 +148,10 @@ cdef class TlsBytes(ByteEndpoint):
             if e != EINTR:
                 PyErr_SetFromErrno(OSError)
                 return -1
-            PyErr_CheckSignals()
         self.dry = False
         if r == 0:
-            self.incoming.write_eof()
+            # Not told to the engine: with OP_IGNORE_UNEXPECTED_EOF, which Python sets, it would call this a clean end.
+            self.cut = True
             return 0
         if len(self.first) < FIRST and not self.established:
             self.first += scratch()[:min(r, FIRST)]
@@ -174,8 +180,6 @@ cdef class TlsBytes(ByteEndpoint):
             elif e != EINTR:
                 PyErr_SetFromErrno(OSError)
                 return -1
-            else:
-                PyErr_CheckSignals()
         if self.closing and not self.shut:
             self.shut = True
             c_shutdown(self.fd, SHUT_WR)
@@ -186,10 +190,12 @@ cdef class TlsBytes(ByteEndpoint):
     cdef Py_ssize_t decrypt(self, char* p, Py_ssize_t n) except -1:
         """Bytes from the engine, 0 at the peer's close_notify, AGAIN when it needs more ciphertext."""
         cdef Py_ssize_t got
-        PyErr_CheckSignals()
         try:
             got = self.engine.read(n, PyMemoryView_FromMemory(p, n, PyBUF_WRITE))
         except WantRead:
+            if self.cut:
+                self.fail_with("the connection was cut off: it ended without TLS's close_notify")
+                self.need_whole()
             self.dry = True
             return AGAIN
         except ZeroReturn:
@@ -197,30 +203,31 @@ cdef class TlsBytes(ByteEndpoint):
         except SSLError as error:
             raise self.explained(error) from error
         except BaseException:
-            self.failure = "a signal handler raised while a TLS record was being read"
+            self.fail_with("a signal handler raised while a TLS record was being read")
             raise
         if got == 0:
             self.at_end = True
-        elif not self.incoming.pending and not self.engine.pending():
+        elif not self.cut and not self.incoming.pending and not self.engine.pending():
             self.dry = True
         return got
 
     def explained(self, error):
-        """What the engine's error means, as an OSError; later operations fail with the same text."""
+        """What the engine's error means, as an OSError; later operations raise a copy of it."""
         text = (error.reason or "").replace("_", " ").lower()
-        if isinstance(error, ssl.SSLEOFError) or "unexpected eof" in text:
-            self.failure = "the connection was cut off: it ended without TLS's close_notify (truncated)"
-        elif " alert " in text:
-            self.failure = f"the peer refused: TLS alert {text.partition(' alert ')[2]!r}"
-            return Refused(self.failure, address=str(self.address), operation="use",
-                           advice="check the certificates on both sides")
+        if " alert " in text:
+            self.failure = Refused(f"the peer sent the TLS alert {text.partition(' alert ')[2]!r}",
+                                   address=str(self.address), operation="use", advice=advice_on(text))
         else:
-            self.failure = f"TLS failed: {text or error}"
-        return ConnectionResetError(errors.ECONNRESET, self.failure)
+            self.fail_with(f"TLS failed: {text or error}")
+        return copy.copy(self.failure)
+
+    cdef int fail_with(self, str reason) except -1:
+        self.failure = ConnectionResetError(errors.ECONNRESET, reason)
+        return 0
 
     cdef int need_whole(self) except -1:
         if self.failure is not None:
-            raise ConnectionResetError(errors.ECONNRESET, self.failure)
+            raise copy.copy(self.failure)
         return 0
 
     cdef int read_ahead(self) except -1:
@@ -261,6 +268,7 @@ cdef class TlsBytes(ByteEndpoint):
                 self.stash = None
             return got
         self.need_whole()
+        PyErr_CheckSignals()                         # here, where nothing is lost if a handler raises
         if shared and self.record == NULL:
             self.record = <char*> PyMem_RawMalloc(RECORD)
             if self.record == NULL:
@@ -274,7 +282,12 @@ cdef class TlsBytes(ByteEndpoint):
                         memcpy(p, self.record, got)
                         return got
                 else:
-                    got = self.decrypt(p + total, n - total)
+                    try:
+                        got = self.decrypt(p + total, n - total)
+                    except OSError:
+                        if total:
+                            return total             # what came before goes first; the next call raises it again
+                        raise
                     if got > 0:
                         total += got
                 if got == 0:
@@ -326,6 +339,7 @@ cdef class TlsBytes(ByteEndpoint):
         cdef char* p
         cdef pollfd room
         self.need_whole()
+        PyErr_CheckSignals()
         for i in range(count):
             total += iov[i].iov_len
         if not self.flush():
@@ -342,7 +356,6 @@ cdef class TlsBytes(ByteEndpoint):
                 return AGAIN
         while done < total:
             n = gather(iov, count, done, joined, &p)
-            PyErr_CheckSignals()
             try:
                 self.engine.write(PyMemoryView_FromMemory(p, n, PyBUF_READ))
             except WantRead:                         # TLS 1.2 renegotiation, where a context of the user's allows it
@@ -351,7 +364,7 @@ cdef class TlsBytes(ByteEndpoint):
             except SSLError as error:
                 raise self.explained(error) from error
             except BaseException:
-                self.failure = "a signal handler raised while a TLS record was being written"
+                self.fail_with("a signal handler raised while a TLS record was being written")
                 raise
             done += n
             if not self.flush():
@@ -397,6 +410,17 @@ cdef class TlsBytes(ByteEndpoint):
                 # An unread close_notify would turn the end into a reset, which destroys what we sent last (RFC 1122 4.2.2.13).
                 recv(fd, scratch(), SCRATCH, MSG_DONTWAIT)
             c_close(fd)
+
+
+def advice_on(str alert):
+    """What to do about a peer's alert (RFC 8446 6.2)."""
+    if "certificate required" in alert or "handshake failure" in alert:
+        return "the peer may want a certificate: cert= and key= name this side's"
+    if "unknown ca" in alert or "certificate" in alert:
+        return "the peer did not accept this side's certificate: compare cert= here with ca= there; its log says more"
+    if "protocol version" in alert:
+        return "the two sides have no TLS version in common"
+    return "the peer's log says more"
 
 
 cdef Py_ssize_t gather(iovec* iov, int count, Py_ssize_t skip, char* joined, char** p) noexcept:

@@ -66,6 +66,7 @@ def read_preamble_steps(below: ByteEndpoint, timeout: float, operation: str) -> 
                     f"the peer closed the connection before its preamble was whole ({len(data)} bytes came)",
                     address=str(below.address),
                     operation=operation,
+                    advice="is it an anywire listener of this wire? Its log says why it closed",
                 )
             else:
                 data += chunk

@@ -99,6 +99,7 @@ def connect_steps(address: Address) -> Steps[socket.socket]:
                     return sock
                 failure = OSError(code, os.strerror(code))
                 sock.close()
+                next_start = 0.0              # RFC 8305 section 5: a failure starts the next attempt at once
         assert failure is not None
         raise failure
     finally:

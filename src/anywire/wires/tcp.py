@@ -60,12 +60,18 @@ class TcpWire(Wire):
     def dial(self, address: Address, options: Mapping[str, Any]) -> Steps[ByteEndpoint]:
         """Connect."""
         sock = yield from sockets.connect_steps(address)
-        return self.endpoint(sock, sock.getpeername(), address, options)
+        sock.setblocking(True)  # the blocking front waits inside recv(2); the async one uses MSG_DONTWAIT
+        return self.endpoint(sock, None, address, options)
 
     def endpoint(self, sock: socket.socket, name: Any, address: Address, options: Mapping[str, Any]) -> SocketBytes:
-        """The byte endpoint of a connected socket, which it takes over."""
-        sockets.tune_tcp(sock, options)
-        return SocketBytes(sock.detach(), address=address, peer=sockets.tcp_peer("tcp", "tcp", name), wire=self)
+        """The byte endpoint of a connected socket, which it takes over. `name`: the peer's, None if not known yet."""
+        try:
+            sockets.tune_tcp(sock, options)
+            peer = sockets.tcp_peer("tcp", "tcp", name or sock.getpeername())
+        except BaseException:
+            sock.close()
+            raise
+        return SocketBytes(sock.detach(), address=address, peer=peer, wire=self)
 
     def bind(self, address: Address, options: Mapping[str, Any]) -> sockets.SocketAcceptor:
         """Listen."""

@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 from anywire.contract.address import Address, require_host_port
 from anywire.contract.endpoint import ByteEndpoint, MessageEndpoint
 from anywire.contract.errors import BadFrame, PeerLost, Refused, TimedOut, Unsupported
-from anywire.contract.options import Option, Side, any_value, path, words
+from anywire.contract.options import Option, Side, path, text, words
 from anywire.contract.traits import Traits
 from anywire.contract.waits import Steps, Wait
 from anywire.contract.wire import Wire
@@ -30,7 +30,6 @@ from anywire.wires._tls import TlsBytes
 from anywire.wires.tcp import KEEPALIVE, REUSE_PORT, TRAITS as TCP_TRAITS
 
 CONNECT: frozenset[Side] = frozenset({"connect"})
-LISTEN: frozenset[Side] = frozenset({"listen"})
 
 TRAITS: Traits = replace(
     TCP_TRAITS, half_close="yes, one way", clean_end="yes, by the end frame or close_notify", credentials="certificate"
@@ -39,20 +38,24 @@ TRAITS: Traits = replace(
 
 def ssl_context(value: Any) -> ssl.SSLContext:
     """A converter: an ssl.SSLContext, which no text can say."""
-    if not isinstance(any_value(value), ssl.SSLContext):
-        raise ValueError("an ssl.SSLContext, given as the keyword ssl=")
+    if not isinstance(value, ssl.SSLContext):
+        raise ValueError("an ssl.SSLContext, given as the keyword ssl_context=")
     return value
 
 
 OPTIONS = (
-    Option("ca", path, None, "PEM file or directory of the authorities to trust; default: the system's", CONNECT),
-    Option("server_name", str, None, "the name that the certificate must be for; default: the address's host", CONNECT),
+    Option(
+        "ca",
+        path,
+        None,
+        "PEM file or directory of the authorities that the peer's certificate must come from; connecting, the default "
+        "is the system's; listening, clients must show a certificate only if this is given",
+    ),
     Option("cert", path, None, "PEM file of this side's certificate, with its chain"),
-    Option("key", path, None, "PEM file of the certificate's private key; default: in cert="),
-    Option("client_ca", path, None, "PEM file or directory of the authorities that clients' certificates need", LISTEN),
-    Option("require_client_cert", bool, None, "refuse clients without a certificate; default: if client_ca=", LISTEN),
-    Option("alpn", words, None, "application protocols in order of preference (RFC 7301)"),
-    Option("ssl", ssl_context, None, "an ssl.SSLContext of your own, used as it is, instead of the options above"),
+    Option("key", path, None, "PEM file of the certificate's private key, without a password; default: in cert="),
+    Option("server_name", text, None, "the name the server's certificate must be for; default: the host", CONNECT),
+    Option("alpn", words, None, "application protocols in order of preference (RFC 7301); see peer.alpn"),
+    Option("ssl_context", ssl_context, None, "an ssl.SSLContext of your own, used as it is, for all but server_name="),
     KEEPALIVE,
     REUSE_PORT,
 )
@@ -70,7 +73,6 @@ def _context(
     cert: str | None,
     key: str | None,
     alpn: tuple[str, ...] | None,
-    require: bool,
     stamp: tuple[int, ...],
 ) -> ssl.SSLContext:
     """Reading the system's authorities takes tens of milliseconds, hence the cache. A context is safe in many threads."""
@@ -80,38 +82,39 @@ def _context(
     if authorities is not None:
         folder = os.path.isdir(authorities)
         context.load_verify_locations(cafile=None if folder else authorities, capath=authorities if folder else None)
+        context.verify_mode = ssl.CERT_REQUIRED
     elif side == "connect":
         context.load_default_certs(ssl.Purpose.SERVER_AUTH)
-    if side == "listen" and authorities is not None:
-        context.verify_mode = ssl.CERT_REQUIRED if require else ssl.CERT_OPTIONAL
     if cert is not None:
-        context.load_cert_chain(cert, key)
+        # Without a password function OpenSSL would ask on the terminal, and wait.
+        context.load_cert_chain(cert, key, password=_no_password)
     if alpn:
         context.set_alpn_protocols(list(alpn))
     return context
 
 
+def _no_password() -> str:
+    raise ValueError("the private key is encrypted; decrypt it, or pass ssl_context=")
+
+
 def context_for(side: Side, options: Mapping[str, Any], address: Address) -> ssl.SSLContext:
     """The context that the options describe. Raises ValueError for a bad combination, OSError for unreadable files."""
-    given = {name for name in ("ca", "cert", "key", "client_ca", "require_client_cert", "alpn") if options.get(name)}
-    if options["ssl"] is not None:
+    context: ssl.SSLContext | None = options["ssl_context"]
+    if context is not None:
+        given = [name for name in ("ca", "cert", "key", "alpn") if options[name]]
         if given:
-            raise ValueError(f"{address}: ssl= brings everything itself; leave out {', '.join(sorted(given))}")
-        return options["ssl"]  # type: ignore[no-any-return]
-    cert, key = options["cert"], options["key"]
+            raise ValueError(f"{address}: ssl_context= brings everything itself; leave out {', '.join(given)}")
+        unfit = ssl.PROTOCOL_TLS_SERVER if side == "connect" else ssl.PROTOCOL_TLS_CLIENT
+        if context.protocol == unfit:
+            raise ValueError(f"{address}: this ssl_context= is for the other side; {side} needs one of its own")
+        return context
+    authorities, cert, key = options["ca"], options["cert"], options["key"]
     if key is not None and cert is None:
         raise ValueError(f"{address}: key= needs cert=, the certificate that it belongs to")
-    if side == "listen":
-        if cert is None:
-            raise ValueError(f"{address}: a listener needs a certificate: cert= and key=, or ssl=")
-        authorities, require = options["client_ca"], options["require_client_cert"]
-        if require and authorities is None:
-            raise ValueError(f"{address}: require_client_cert= needs client_ca=, the authority to trust")
-        require = require is not False
-    else:
-        authorities, require = options["ca"], True
+    if side == "listen" and cert is None:
+        raise ValueError(f"{address}: a listener needs a certificate: cert= and key=, or ssl_context=")
     try:
-        return _context(side, authorities, cert, key, options["alpn"], require, _stamp(authorities, cert, key))
+        return _context(side, authorities, cert, key, options["alpn"], _stamp(authorities, cert, key))
     except ssl.SSLError as error:
         named = ", ".join(file for file in (authorities, cert, key) if file)
         raise ValueError(f"{address}: OpenSSL can't use {named}: {error.reason or error}") from error
@@ -170,27 +173,36 @@ def no_tls(below: TlsBytes, operation: str) -> BadFrame:
 def explain(error: ssl.SSLError, below: TlsBytes, operation: str) -> OSError:
     """What a failed handshake means, in the words of the certificate check, the alert, or the bytes that came."""
     if isinstance(error, ssl.SSLCertVerificationError):
-        reason = error.verify_message or error.reason or str(error)
-        advice = {
-            62: "server_name= says which name the certificate is for",
-            64: "server_name= says which name the certificate is for",
-        }.get(error.verify_code, "ca= (for a listener client_ca=) names the authorities to trust")
         return Refused(
-            f"the peer's certificate was not accepted: {reason}", address=below.address, operation=operation, advice=advice
+            f"the peer's certificate was not accepted: {error.verify_message or error.reason or error}",
+            address=below.address,
+            operation=operation,
+            advice=ADVICE.get(error.verify_code, TRUST),
         )
     if below.first and not is_tls(below.first):
+        if operation == "accept":
+            below.alert_stranger()  # OpenSSL sends none; an anywire client shows it as a TLS alert
         return no_tls(below, operation)
     explained = below.explained(error)
     if isinstance(explained, Refused):
         explained.operation = operation
         return explained
-    if isinstance(error, ssl.SSLEOFError):
-        return PeerLost("the peer closed the connection during the TLS handshake", address=below.address, operation=operation)
     return Refused(
         f"the TLS handshake failed: {(error.reason or str(error)).replace('_', ' ').lower()}",
         address=below.address,
         operation=operation,
     )
+
+
+TRUST = "ca= names the authorities to trust; compare it with the peer's cert="
+_NAME = "connect to a name that it is for, or say that name with server_name="
+ADVICE = {
+    9: "it is not valid yet; check this host's clock",
+    10: "it has expired; the peer needs a new one (or this host's clock is wrong)",
+    62: _NAME,
+    64: _NAME,
+}
+"""What to do, by OpenSSL's verification code (X509_STORE_CTX_get_error(3))."""
 
 
 class TlsAcceptor(sockets.SocketAcceptor):
@@ -224,8 +236,7 @@ class TlsWire(Wire):
         """Connect, shake hands, verify."""
         context = context_for("connect", options, address)
         sock = yield from sockets.connect_steps(address)
-        name = options["server_name"] or address.host
-        below = self.endpoint(sock, sock.getpeername(), address, options, context, name)
+        below = self.endpoint(sock, None, address, options, context, options["server_name"] or address.host)
         return (yield from handshake_steps(below, options["handshake_timeout"], "connect"))
 
     def endpoint(
@@ -237,10 +248,10 @@ class TlsWire(Wire):
         context: ssl.SSLContext,
         server_name: str | None,
     ) -> TlsBytes:
-        """The byte endpoint of a connected socket, which it takes over, before its handshake."""
+        """The byte endpoint of a connected socket, which it takes over, before its handshake. `name`: the peer's."""
         try:
             sockets.tune_tcp(sock, options)
-            peer = sockets.tcp_peer("tls", "tls", name)
+            peer = sockets.tcp_peer("tls", "tls", name or sock.getpeername())
             below = TlsBytes(
                 sock.fileno(),
                 context,
