@@ -9,7 +9,7 @@ import trustme
 
 
 class Certificates:
-    """PEM files in one directory. Each of `server`, `client`, `other`, `expired`, `future` holds certificate and key."""
+    """PEM files in one directory. Those of leaves hold the key, too."""
 
     def __init__(self, directory: Path) -> None:
         authority = trustme.CA()
@@ -17,7 +17,7 @@ class Certificates:
         self.directory = directory
         self.ca = self.write("ca", authority.cert_pem)
         self.strangers_ca = self.write("strangers-ca", stranger.cert_pem)
-        now = datetime.datetime.now(datetime.timezone.utc)
+        now = datetime.datetime.now(datetime.UTC)
         day = datetime.timedelta(days=1)
         here = ("localhost", "127.0.0.1", "::1")
         self.server = self.issue("server", authority.issue_cert(*here))

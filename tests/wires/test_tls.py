@@ -94,7 +94,7 @@ def peer_of(listener: socket.socket, pems: Certificates, script: Callable[[ssl.S
     return thread
 
 
-# -- bytes ----------------------------------------------------------------------------------------------------------------
+# -- bytes ----------------------------------------------------------------------------------------------------------
 
 
 def test_messages_of_all_sizes_come_back_unchanged(front: str, pems: Certificates) -> None:
@@ -115,7 +115,7 @@ def test_messages_of_all_sizes_come_back_unchanged(front: str, pems: Certificate
 
 
 def test_one_thread_sends_while_another_receives(pems: Certificates) -> None:
-    """An ssl object may be used by one thread at a time (SSL_read(3)): both directions at once must not break a record."""
+    """An ssl object may be used by one thread at a time (SSL_read(3)): both at once must not break a record."""
     chance = random.Random(7)
     messages = [chance.randbytes(chance.choice((0, 1, 50, 5000, 20_000, 200_000))) for _ in range(600)]
     heard: list[bytes] = []
@@ -199,7 +199,7 @@ def test_records_that_come_in_single_bytes(front: str, pems: Certificates) -> No
         assert not thread.is_alive()
 
 
-# -- trust ----------------------------------------------------------------------------------------------------------------
+# -- trust ----------------------------------------------------------------------------------------------------------
 
 
 def test_a_certificate_of_an_unknown_authority_is_refused_by_default(front: str, pems: Certificates) -> None:
@@ -353,7 +353,7 @@ def test_a_renewed_certificate_is_read_again(front: str, pems: Certificates, tmp
                     dial(front, address, ca=pems.ca)
 
 
-# -- strangers ------------------------------------------------------------------------------------------------------------
+# -- strangers ------------------------------------------------------------------------------------------------------
 
 
 def test_a_plain_client_at_a_tls_port(front: str, pems: Certificates, caplog: pytest.LogCaptureFixture) -> None:
@@ -374,9 +374,11 @@ def test_a_plain_client_at_a_tls_port(front: str, pems: Certificates, caplog: py
 
 def test_a_tls_client_at_a_plain_port(front: str, pems: Certificates, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "anywire")
-    with serving(echo, "tcp://127.0.0.1:0") as address:
-        with pytest.raises(anywire.PeerLost, match="the other end may not be tls://"):
-            dial(front, f"tls://127.0.0.1:{address.port}", ca=pems.ca)
+    with (
+        serving(echo, "tcp://127.0.0.1:0") as address,
+        pytest.raises(anywire.PeerLost, match="the other end may not be tls://"),
+    ):
+        dial(front, f"tls://127.0.0.1:{address.port}", ca=pems.ca)
     assert "a TLS ClientHello (one end uses tls://, the other does not)" in caplog.text
 
 
@@ -418,7 +420,7 @@ def test_a_silent_client_is_dropped(front: str, pems: Certificates) -> None:
                     assert sock.recv(100) == b""
 
 
-# -- ends -----------------------------------------------------------------------------------------------------------------
+# -- ends -----------------------------------------------------------------------------------------------------------
 
 
 def read_all(front: str, address: str, **options: Any) -> tuple[bytes, BaseException | None]:
@@ -540,7 +542,7 @@ def test_a_channel_half_closes_by_its_end_frame(front: str, pems: Certificates) 
 
 @contextlib.contextmanager
 def server_process(pems: Certificates, handler: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """A server in a process of its own whose handler runs the code `handler` with `channel`: the process, its address."""
+    """A server in a process of its own whose handler runs the code `handler`: the process, its address."""
     program = (
         "import sys, anywire, anywire.sync\n"
         "def handle(channel):\n"
@@ -614,7 +616,7 @@ def test_close_wakes_a_thread_that_receives(pems: Certificates) -> None:
         assert isinstance(ended[0], (anywire.EndOfChannel, anywire.ChannelClosed))
 
 
-# -- giving up ------------------------------------------------------------------------------------------------------------
+# -- giving up ------------------------------------------------------------------------------------------------------
 
 
 def sockets_open() -> list[str]:

@@ -66,7 +66,7 @@ def read_preamble_steps(below: ByteEndpoint, timeout: float, operation: str) -> 
                     f"the peer closed the connection before its preamble was whole ({len(data)} bytes came)",
                     address=str(below.address),
                     operation=operation,
-                    advice="is it an anywire listener of this wire? Its log says why it closed",
+                    advice="is it a listener of this wire? Its log says more" if operation == "connect" else "",
                 )
             else:
                 data += chunk

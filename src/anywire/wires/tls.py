@@ -1,4 +1,4 @@
-"""TLS: `tls://host:port`. The TCP wire with a handshake: the peer's certificate is verified unless the user brings a context.
+"""TLS: `tls://host:port`. The TCP wire with a handshake that verifies the peer's certificate.
 
 Owns: the contexts made of the options, and the handshake as a generator. Used by the establishment generators, on the
 front's thread; the bytes are `_tls.TlsBytes`.
@@ -27,7 +27,8 @@ from anywire.contract.waits import Steps, Wait
 from anywire.contract.wire import Wire
 from anywire.wires import sockets
 from anywire.wires._tls import TlsBytes
-from anywire.wires.tcp import KEEPALIVE, REUSE_PORT, TRAITS as TCP_TRAITS
+from anywire.wires.tcp import KEEPALIVE, REUSE_PORT
+from anywire.wires.tcp import TRAITS as TCP_TRAITS
 
 CONNECT: frozenset[Side] = frozenset({"connect"})
 
@@ -75,7 +76,7 @@ def _context(
     alpn: tuple[str, ...] | None,
     stamp: tuple[int, ...],
 ) -> ssl.SSLContext:
-    """Reading the system's authorities takes tens of milliseconds, hence the cache. A context is safe in many threads."""
+    """Cached: reading the system's authorities takes tens of milliseconds, and a context may be used by many threads."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT if side == "connect" else ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
