@@ -76,7 +76,7 @@ def _context(
     alpn: tuple[str, ...] | None,
     stamp: tuple[int, ...],
 ) -> ssl.SSLContext:
-    """Cached: reading the system's authorities takes tens of milliseconds, and a context may be used by many threads."""
+    """Cached: reading a system's authorities takes tens of milliseconds, and a context may be used by many threads."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT if side == "connect" else ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
