@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import importlib.util
 import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from rich.table import Table
 from anywire.cli.contenders import Contender, contenders, key
 from anywire.cli.measure import Results, cores, human, machine, machine_line, size_name, times, turns
 from anywire.cli.pair import Failed, Pair
+from anywire.cli.parameters import Names, plot_option
 
 WIRES = ("unix", "seqpacket", "tcp", "udp", "pipe", "fifo")
 FRONTS = ("blocking", "asyncio")
@@ -183,31 +183,6 @@ class Sizes(click.ParamType):  # type: ignore[type-arg] # generic since click 8.
         return tuple(dict.fromkeys(found))
 
 
-class Names(click.ParamType):  # type: ignore[type-arg] # generic since click 8.2 only
-    """A comma-separated choice."""
-
-    name = "names"
-
-    def __init__(self, known: Sequence[str]) -> None:
-        self.known = known
-
-    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> tuple[str, ...]:
-        if not isinstance(value, str):
-            return tuple(value)
-        found = tuple(word.strip() for word in value.split(","))
-        for word in found:
-            if word not in self.known:
-                self.fail(f"{word!r} is none of {', '.join(self.known)}")
-        return found
-
-
-def _matplotlib_is_here(context: click.Context, parameter: click.Parameter, file: Path | None) -> Path | None:
-    # Found out before the run, not after it.
-    if file is not None and importlib.util.find_spec("matplotlib") is None:
-        raise click.ClickException("--plot needs matplotlib: pip install 'anywire[plot]'")
-    return file
-
-
 @click.command(epilog="Examples:\n\n  anywire bench\n\n  anywire bench --wires unix,tcp --sizes 64,1m --plot bench.svg")
 @click.option("--rounds", type=click.IntRange(1, 1000), default=3, show_default=True, help="Rounds; they alternate.")
 @click.option("--seconds", type=click.FloatRange(0.01, 60), default=0.1, show_default=True, help="Of one measurement.")
@@ -215,10 +190,7 @@ def _matplotlib_is_here(context: click.Context, parameter: click.Parameter, file
 @click.option("--wires", type=Names(WIRES), default=",".join(WIRES), show_default=True, help="Of anywire's wires.")
 @click.option("--fronts", type=Names(FRONTS), default=",".join(FRONTS), show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
-@click.option(
-    "--plot", "plot_file", type=click.Path(dir_okay=False, path_type=Path), callback=_matplotlib_is_here,
-    help="Draw into FILE (.png, .svg, .pdf).",
-)
+@plot_option
 def bench(
     rounds: int,
     seconds: float,

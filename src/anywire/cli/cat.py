@@ -10,18 +10,17 @@ of SIGPIPE, quietly, as cat(1) does); Ctrl-C and SIGTERM (dies of the signal, af
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 import threading
 from collections.abc import Mapping
-from types import FrameType
 from typing import Any
 
 import click
 
 from anywire import sync
 from anywire.cli.pump import OUTPUT, Framing, OutputGone, Pump, write_all
+from anywire.cli.signals import Stopped, die_of, stoppable
 from anywire.contract.address import Address
 from anywire.contract.errors import AnywireError
 from anywire.contract.options import size
@@ -153,20 +152,18 @@ def cat(
         finally:
             say(f"sent {pump.sent:,} bytes, received {pump.received:,} bytes")
 
-    signal.signal(signal.SIGTERM, _stop)
     try:
-        if keep:
-            _serve_many(parsed, framing, keywords, say)
-        elif listen:
-            one(_accept_one(parsed, traits.connection, raw, wait, keywords, say))
-        else:
-            one(_connect(parsed, raw, wait, keywords))
+        with stoppable():
+            if keep:
+                _serve_many(parsed, framing, keywords, say)
+            elif listen:
+                one(_accept_one(parsed, traits.connection, raw, wait, keywords, say))
+            else:
+                one(_connect(parsed, raw, wait, keywords))
     except OutputGone:
-        _die_of(signal.SIGPIPE)
-    except KeyboardInterrupt:
-        _die_of(signal.SIGINT)
-    except _Stopped:
-        _die_of(signal.SIGTERM)
+        die_of(signal.SIGPIPE)
+    except Stopped as stopped:
+        die_of(stopped.number)
     except (TypeError, ValueError) as error:
         if isinstance(error, (click.ClickException, OSError)) or error.__class__ not in (TypeError, ValueError):
             raise
@@ -177,21 +174,6 @@ def _who(peer: Peer | None) -> str:
     if peer is None or not (peer.address or peer.pid):
         return ""
     return f", peer {peer.address}" if peer.address else f", peer is process {peer.pid} of user {peer.uid}"
-
-
-class _Stopped(BaseException):
-    """SIGTERM came."""
-
-
-def _stop(number: int, frame: FrameType | None) -> None:
-    raise _Stopped
-
-
-def _die_of(number: signal.Signals) -> None:
-    """End as the signal would have ended us: the shell sees it, and stops its loop."""
-    signal.signal(number, signal.SIG_DFL)
-    os.kill(os.getpid(), number)
-    sys.exit(128 + number)          # the signal is blocked
 
 
 def _connect(address: Address, raw: bool, wait: float | None, keywords: Mapping[str, Any]) -> Any:

@@ -19,6 +19,7 @@ COMMANDS = {
     "bench": "anywire.cli.bench:bench",
     "cat": "anywire.cli.cat:cat",
     "completion": "anywire.cli.group:completion",
+    "demo": "anywire.cli.demo.command:demo",
 }
 
 
@@ -65,6 +66,7 @@ class Commands(click.Group):
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="""\b
 Examples:
+  anywire demo                                    one program over every wire, in 30 seconds
   anywire cat --listen tcp://127.0.0.1:9000       what comes in, on standard output
   tail -f log | anywire cat tcp://127.0.0.1:9000
   anywire bench --wires unix,tcp

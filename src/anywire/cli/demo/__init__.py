@@ -1,0 +1,1 @@
+"""`anywire demo`: one program over every wire, the promises kept before your eyes, and nothing left behind."""
