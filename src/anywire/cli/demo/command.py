@@ -33,7 +33,7 @@ from anywire.cli.parameters import Names, plot_option
 from anywire.cli.signals import Stopped, die_of, held, stoppable
 from anywire.contract import counters
 
-KILL_S, CANCEL_S, START_S = 0.7, 1.2, 1.5      # seconds that these take, about: only to divide the time
+KILL_S, CANCEL_S, START_S = 0.6, 1.0, 1.5      # seconds that these take, about: only to divide the time
 WHOLE_S = 25.0                                 # with so much time, promises are shown over every wire
 PREFERRED = ("unix", "tcp", "tls", "pipe", "seqpacket", "fifo", "inproc")
 
@@ -89,7 +89,9 @@ def _run(
     with screen.live:
         at_first = _server_descriptors(server)
         run_work(found, material, server, share, lambda contender: screen.step(f"files over {contender.name}", outcome))
-        able = [contender.place for contender in found if contender.place is not None and contender.messages]
+        # Files too large for a wire's messages don't keep it from these.
+        failed = {contender.name for contender in found if contender.error}
+        able = [place for place in table if not place.reason and place.name not in failed]
         for place in _able_to_tell_death(able, whole):
             screen.step(f"kill -9 of a server over {place.name}", outcome)
             outcome.promises.append(promises.kill(place, server, directory, pids))

@@ -3,7 +3,8 @@
 An act is a wire of part 1, a peer beside it, or a handler of a promise. The orders come as JSON lines, some with
 descriptors: `{"act": name, "address": ...}` is answered with `{"address": ...}` (or `{"error": ...}`) once it can be
 reached, `{"stop": true}` with what it cost. A thread reads them: when the demo is gone, however it died, it removes the
-demo's directory and ends this process, whatever the main thread does. What a terminal sends (Ctrl-C) is the demo's business: ignored here.
+demo's directory and ends this process, whatever the main thread does. What a terminal sends (Ctrl-C) is the demo's
+business, and ignored here.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from anywire.cli.demo import program
 from anywire.cli.demo.addresses import PIPE
 from anywire.cli.demo.left import open_descriptors
 from anywire.contract import counters
+
+STREAMS_LIMIT = 1 << 20             # bytes a StreamReader keeps: with its default of 64 KiB large files go slower
 
 Ready = Callable[[Any], Awaitable[None]]
 Handler = Callable[[anywire.Channel], Awaitable[None]]
@@ -81,7 +84,7 @@ async def streams(address: str, fds: list[int], ready: Ready) -> None:
             writer.close()
             await writer.wait_closed()
 
-    async with await asyncio.start_server(answer, "127.0.0.1", 0) as running:
+    async with await asyncio.start_server(answer, "127.0.0.1", 0, limit=STREAMS_LIMIT) as running:
         await ready(running.sockets[0].getsockname()[1])
 
 

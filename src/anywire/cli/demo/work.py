@@ -28,7 +28,7 @@ from anywire.cli.demo import program
 from anywire.cli.demo.addresses import PIPE, Place
 from anywire.cli.demo.material import Material
 from anywire.cli.demo.process import Act, ServerFailed, ServerProcess
-from anywire.cli.demo.server import ACTS
+from anywire.cli.demo.server import ACTS, STREAMS_LIMIT
 from anywire.contract.errors import AnywireError, TooLarge, Unsupported
 
 ROUNDS = 2
@@ -207,7 +207,7 @@ def _ask_connection(connection: Any, files: Files) -> None:
 
 
 async def _ask_streams(port: int, files: Files) -> None:
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=STREAMS_LIMIT)
     try:
         for file, wanted in files:
             writer.write(struct.pack("!I", len(file)))
