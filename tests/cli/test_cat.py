@@ -298,6 +298,24 @@ def test_nobody_listening_is_one_line_and_status_1() -> None:
     done = run("cat", f"tcp://127.0.0.1:{port}")
     assert done.returncode == 1
     assert b"nobody listens" in done.stderr and done.stderr.count(b"\n") == 1
+    assert b"use --wait SECONDS" in done.stderr
+
+
+def test_an_address_in_use_is_one_line_in_words() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        address = f"tcp://127.0.0.1:{other.getsockname()[1]}"
+        done = run("cat", "--listen", address)
+    assert done.returncode == 1
+    assert done.stderr.decode() == f"anywire: listen {address}: Address already in use\n"
+
+
+@pytest.mark.parametrize("keep", [[], ["--keep"]], ids=["one", "keep"])
+def test_a_port_that_the_kernel_chose_is_always_told(keep: list[str]) -> None:
+    with started("cat", "--listen", *keep, "tcp://127.0.0.1:0") as server:
+        assert server.stderr is not None and server.stdout is not None
+        address = server.stderr.readline().decode().removeprefix("anywire: listening: ").strip()
+        assert run("cat", "--send-only", address, stdin=b"found").returncode == 0
+        assert server.stdout.read(5) == b"found"
 
 
 def test_a_foreign_peer_is_told_apart() -> None:

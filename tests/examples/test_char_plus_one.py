@@ -1,4 +1,4 @@
-"""The smallest example, over every wire that takes part: in one process, and as a server with three client processes."""
+"""The smallest example over every wire that takes part: in one process, and a server with three client processes."""
 
 from __future__ import annotations
 

@@ -183,12 +183,19 @@ class Sizes(click.ParamType):  # type: ignore[type-arg] # generic since click 8.
         return tuple(dict.fromkeys(found))
 
 
-@click.command(epilog="Examples:\n\n  anywire bench\n\n  anywire bench --wires unix,tcp --sizes 64,1m --plot bench.svg")
+@click.command(
+    epilog="""\b
+Examples:
+  anywire bench
+  anywire bench --wires unix,tcp --sizes 64,1m --plot bench.svg
+"""
+)
 @click.option("--rounds", type=click.IntRange(1, 1000), default=3, show_default=True, help="Rounds; they alternate.")
 @click.option("--seconds", type=click.FloatRange(0.01, 60), default=0.1, show_default=True, help="Of one measurement.")
 @click.option("--sizes", type=Sizes(), default=",".join(map(str, SIZES)), show_default=True, help="Message sizes.")
 @click.option("--wires", type=Names(WIRES), default=",".join(WIRES), show_default=True, help="Of anywire's wires.")
-@click.option("--fronts", type=Names(FRONTS), default=",".join(FRONTS), show_default=True)
+@click.option("--fronts", type=Names(FRONTS), default=",".join(FRONTS), show_default=True,
+              help="Blocking calls, asyncio.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
 @plot_option
 def bench(

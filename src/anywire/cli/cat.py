@@ -180,12 +180,19 @@ def _connect(address: Address, raw: bool, wait: float | None, keywords: Mapping[
     return (sync.connect_stream if raw else sync.connect)(address, wait=wait, **keywords)
 
 
+def _say_where(asked: Address, real: Address, say: Any) -> None:
+    if asked.port == 0:
+        click.echo(f"anywire: listening: {real}", err=True)     # else nobody could find it
+    else:
+        say(f"listening: {real}")
+
+
 def _accept_one(
     address: Address, connection: bool, raw: bool, wait: float | None, keywords: Mapping[str, Any], say: Any
 ) -> Any:
     listener = (sync.listen_stream if raw else sync.listen)(address, **keywords)
     try:
-        say(f"listening: {listener.addresses[0]}")
+        _say_where(address, listener.addresses[0], say)
         return listener.accept(timeout=wait)
     finally:
         # Others are refused from here on, and the name is free. Wires without connections keep it: it is their way in.
@@ -216,7 +223,7 @@ def _serve_many(address: Address, framing: Framing, keywords: Mapping[str, Any],
     server = (sync.serve_stream if framing.raw else sync.serve)(handle, address, **keywords)
     server.start()
     try:
-        say(f"listening: {server.addresses[0]}")
+        _say_where(address, server.addresses[0], say)
         gone.wait()
         raise OutputGone
     finally:

@@ -23,6 +23,14 @@ COMMANDS = {
 }
 
 
+# The library's errors advise in its own words; at a command line the same things are options.
+AS_OPTIONS = (
+    ("pass wait=SECONDS", "use --wait SECONDS"),
+    ("raise max_message= on this side", "raise --max-message"),
+    ("pass sndbuf=", "use -o sndbuf="),
+)
+
+
 class Failure(click.ClickException):
     """One line on standard error, exit status 1."""
 
@@ -54,11 +62,24 @@ class Commands(click.Group):
         except (AddressError, UnknownWire) as error:
             raise click.UsageError(str(error)) from None
         except AnywireError as error:
-            raise Failure(str(error)) from None
+            raise Failure(_as_options(str(error))) from None
         except BrokenPipeError:
             raise                               # standard output is gone: click ends quietly
         except OSError as error:
-            raise Failure(str(error)) from None
+            raise Failure(_in_words(error)) from None
+
+
+def _as_options(text: str) -> str:
+    for keyword, option in AS_OPTIONS:
+        text = text.replace(keyword, option)
+    return text
+
+
+def _in_words(error: OSError) -> str:
+    """Without the number that str() puts first."""
+    if not error.strerror:
+        return str(error)
+    return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
 
 
 @click.group(

@@ -129,6 +129,7 @@ def _able_to_tell_death(able: Sequence[Place], whole: bool) -> list[Place]:
 
 
 @click.command(
+    short_help="Run one program over every wire; the promises shown.",
     epilog="""\b
 Examples:
   anywire demo                          the running Python's standard library sources, 30 seconds
