@@ -30,7 +30,16 @@ from anywire.contract.stream import Stream
 from anywire.contract.wire import Acceptor
 from anywire.wires import establish
 from anywire.wires.moving import attach_endpoint, detach_listener
-from anywire.wires.plan import CONNECT_TIMEOUT, HANDSHAKE_TIMEOUT, Plan, bind_all, may_connect, plan_for, verdict_of
+from anywire.wires.plan import (
+    ATTACH_TIMEOUT,
+    CONNECT_TIMEOUT,
+    HANDSHAKE_TIMEOUT,
+    Plan,
+    bind_all,
+    may_connect,
+    plan_for,
+    verdict_of,
+)
 
 log = logging.getLogger("anywire")
 
@@ -272,9 +281,12 @@ class Listener(Generic[F]):
         self.close()
 
 
-async def attach(handle: Handle) -> Any:
-    """The channel, stream or listener of a handle that `detach()` or `pipe()` made, also in another process."""
-    kind, made = attach_endpoint(handle)
+async def attach(handle: Handle, *, timeout: float = ATTACH_TIMEOUT) -> Any:
+    """The channel, stream or listener of a handle that `detach()` or `pipe()` made, also in another process.
+
+    Parameters: `timeout`, seconds to wait until the other end of a pipe is attached or connected too.
+    Raises TimedOut, PeerLost (the other end was closed before), ValueError (the handle was used before), OSError."""
+    kind, made = attach_endpoint(handle, timeout)
     if kind == "listener":
         listener: Listener[Any] = Listener.__new__(Listener)
         listener._set_up(Channel if handle.face == "channel" else Stream, *made)

@@ -63,7 +63,7 @@ def test_a_receiver_that_comes_back_for_more_confirms(ends, message, count):
 
 def test_what_can_not_be_confirmed_now_is_confirmed_by_a_later_header(ends):
     channel, theirs = ends
-    while channel.try_send(bytes(50_000)):      # until the peer's buffer is full
+    while channel.try_send(bytes(50_000)):  # until the peer's buffer is full
         pass
     sent = channel.unconfirmed
     theirs.sendall(encode(b"") * 600)
@@ -71,7 +71,7 @@ def test_what_can_not_be_confirmed_now_is_confirmed_by_a_later_header(ends):
         channel.recv()
     confirmed = 0
     for number in range(sent + 1):
-        if number == sent - 1:                  # the one that went only in part: now there is room for its rest
+        if number == sent - 1:  # the one that went only in part: now there is room for its rest
             channel.send(b"now")
         size, confirms = header(theirs)
         assert size in (50_000, 3)

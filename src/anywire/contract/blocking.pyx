@@ -12,8 +12,8 @@ from cpython.bytearray cimport PyByteArray_AS_STRING
 from cpython.exc cimport PyErr_CheckSignals, PyErr_WarnEx
 from libc.stdint cimport uint64_t
 from anywire.contract cimport counters
-from anywire.contract.endpoint cimport (BLOCKED, DONE, PARTIAL, READ, SCRATCH, WRITE, Loan, MessageEndpoint, RawEndpoint,
-                                        fork_generation, monotonic_ns)
+from anywire.contract.endpoint cimport (BLOCKED, DONE, PARTIAL, READ, SCRATCH, WRITE, ByteEndpoint, Loan, MessageEndpoint,
+                                        RawEndpoint, fork_generation, monotonic_ns)
 
 import time
 
@@ -73,6 +73,9 @@ cdef class BlockingFront:
 
     def __init__(self, MessageEndpoint end):
         self.end = end
+        below = end.byte_endpoint()
+        if (end.read_fd >= 0 or end.write_fd >= 0) and (below is None or not (<ByteEndpoint> below).interruptible):
+            end.need_wake_fd()
 
     def __dealloc__(self):
         if self.send_lock != NULL:
@@ -265,6 +268,7 @@ cdef class BlockingFront:
         if self.end.generation == fork_generation():
             self.end.interrupt()
         self.end.release()
+        self.end.drop_wake_fd()
         if self.on_close is not None:
             callback, self.on_close = self.on_close, None
             callback(self)
@@ -293,6 +297,7 @@ cdef class BlockingFront:
             try:
                 state = self.end.detach_state()          # refused by some wires: then the channel goes on
                 self.closing = True
+                self.end.drop_wake_fd()
                 return state
             finally:
                 PyThread_release_lock(self.send_lock)

@@ -51,6 +51,7 @@ cdef class ByteEndpoint:
     cdef public object wire
     cdef public bint eof_written
     cdef public bint buffered            # keeps bytes of its own: a short read does not mean that nothing is left
+    cdef public bint interruptible       # `interrupt` wakes threads in a blocking call or in poll, as shutdown(2) does
     cdef bint whole                      # the next blocking read wants all n bytes (MSG_WAITALL), not just what is here
     cdef int users
     cdef bint doomed
@@ -82,7 +83,8 @@ cdef class MessageEndpoint:
     cdef object wakeup                   # called when ready, for endpoints without descriptor
     cdef object failure                  # why it is broken: raised anew by each later call
     cdef int put_status                  # of the last message of put_messages
-    cdef int wake_fd                     # blocking front: wakes a thread that waits in poll
+    cdef int wake_fd                     # blocking front: wakes the threads that wait in poll, once and for all
+    cdef int waiters                     # threads that wait there
     cdef object take_message(self, bint block)
     cdef Py_ssize_t take_message_into(self, char* p, Py_ssize_t size, bint block) except -2
     cdef int stop_into(self) except -1

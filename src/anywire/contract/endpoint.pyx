@@ -47,9 +47,6 @@ cdef extern from "<time.h>" nogil:
     int CLOCK_MONOTONIC, CLOCK_MONOTONIC_COARSE
     int clock_gettime(int clock, timespec* t)
 
-cdef extern from "<unistd.h>" nogil:
-    ssize_t c_read "read"(int fd, void* p, size_t n)
-
 cdef char _scratch[SCRATCH]
 cdef unsigned int _generation = 0
 
@@ -98,7 +95,6 @@ cdef int wait_fd(int fd, int mask, int wake_fd, double timeout) except -1:
     cdef pollfd p[2]
     cdef int r, ms, e
     cdef double end = now() + timeout, left
-    cdef long long drain
     p[0].fd = fd
     p[0].events = (POLLIN if mask & READ else 0) | (POLLOUT if mask & WRITE else 0)
     p[1].fd = wake_fd
@@ -112,8 +108,6 @@ cdef int wait_fd(int fd, int mask, int wake_fd, double timeout) except -1:
             r = c_poll(p, 2 if wake_fd >= 0 else 1, ms)
             e = errno
         if r > 0:
-            if wake_fd >= 0 and p[1].revents:
-                c_read(wake_fd, &drain, 8)
             return mask
         if r == 0:
             if timeout >= 0 and now() >= end:
@@ -460,22 +454,31 @@ cdef class MessageEndpoint:
     cdef int wait_ready(self, int mask, double timeout) except -1:
         """Blocking front: wait until ready for `mask`; 0 when `timeout` seconds passed (negative: for ever)."""
         cdef int fd = self.write_fd if mask == WRITE else self.read_fd
-        cdef int r
         if fd < 0:
             raise ChannelClosed("it was closed on this side", address=str(self.address), operation="wait")
         bytes_ = self.byte_endpoint()
-        if bytes_ is None:
-            return wait_fd(fd, mask, self.wake_fd, timeout)
-        (<ByteEndpoint> bytes_).users += 1
+        if bytes_ is not None:
+            (<ByteEndpoint> bytes_).users += 1
+        self.waiters += 1
         try:
             return wait_fd(fd, mask, self.wake_fd, timeout)
         finally:
-            (<ByteEndpoint> bytes_).leave()
+            self.waiters -= 1
+            if self.closed:
+                self.drop_wake_fd()
+            if bytes_ is not None:
+                (<ByteEndpoint> bytes_).leave()
 
     def need_wake_fd(self):
         """Blocking front: make `interrupt` able to wake a thread in poll(2), for descriptors that have no shutdown."""
         if self.wake_fd < 0:
             self.wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+
+    def drop_wake_fd(self):
+        """Blocking front: close what `need_wake_fd` made, unless a thread still waits on it (the last one closes it)."""
+        if self.wake_fd >= 0 and self.waiters == 0:
+            fd, self.wake_fd = self.wake_fd, -1
+            os.close(fd)
 
 
 cdef class BytePump(MessageEndpoint):
@@ -792,6 +795,7 @@ cdef class RawEndpoint(BytePump):
         if not self.bytes.eof_written:
             self.bytes.eof_written = True
             self.bytes.shutdown_write()
+            self.write_fd = self.bytes.write_fd      # a pipe's is closed by that
         return DONE
 
     def detach_state(self):

@@ -7,7 +7,7 @@ cimport cython
 from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytearray cimport PyByteArray_AS_STRING
 from cpython.bytes cimport PyBytes_GET_SIZE
-from anywire.contract.endpoint cimport SCRATCH, RawEndpoint
+from anywire.contract.endpoint cimport SCRATCH, WRITE, RawEndpoint
 from anywire.contract.front cimport GIVE_WAY, MUST_WAIT, Front, ReceiveOperation, install, sending
 
 from anywire.contract.errors import EndOfChannel, TooLarge
@@ -175,4 +175,13 @@ cdef class Stream(Front):
 
     def write_eof(self, *, timeout=None):
         """Half-close: the peer reads the end after what was written. Raises Unsupported where the wire has none."""
-        return sending(self, self.end.try_eof, CALL, timeout)
+        return sending(self, self._end_writing, CALL, timeout)
+
+    def _end_writing(self):
+        """One attempt at the half-close (internal). A pipe's write end is closed by it, so nobody may watch it then."""
+        cdef int status
+        self.unwatch(WRITE)
+        status = self.end.try_eof()
+        if self.senders:
+            self.watch(WRITE)
+        return status

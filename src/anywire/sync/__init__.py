@@ -25,7 +25,16 @@ from anywire.contract.peer import Peer
 from anywire.contract.wire import Acceptor
 from anywire.wires import establish
 from anywire.wires.moving import attach_endpoint, detach_listener, pipe
-from anywire.wires.plan import CONNECT_TIMEOUT, HANDSHAKE_TIMEOUT, Plan, bind_all, may_connect, plan_for, verdict_of
+from anywire.wires.plan import (
+    ATTACH_TIMEOUT,
+    CONNECT_TIMEOUT,
+    HANDSHAKE_TIMEOUT,
+    Plan,
+    bind_all,
+    may_connect,
+    plan_for,
+    verdict_of,
+)
 
 log = logging.getLogger("anywire")
 
@@ -124,9 +133,12 @@ def connect_forever(
                 pass
 
 
-def attach(handle: Handle) -> Any:
-    """The channel, stream or listener of a handle that `detach()` or `pipe()` made, also in another process."""
-    kind, made = attach_endpoint(handle)
+def attach(handle: Handle, *, timeout: float = ATTACH_TIMEOUT) -> Any:
+    """The channel, stream or listener of a handle that `detach()` or `pipe()` made, also in another process.
+
+    Parameters: `timeout`, seconds to wait until the other end of a pipe is attached or connected too.
+    Raises TimedOut, PeerLost (the other end was closed before), ValueError (the handle was used before), OSError."""
+    kind, made = attach_endpoint(handle, timeout)
     if kind == "listener":
         return _listener_of(handle, *made)
     return (Channel if kind == "channel" else Stream)(run_blocking(made))

@@ -32,4 +32,4 @@ cdef class UnixBytes(SocketBytes):
 
 
 cdef class PipeBytes(ByteEndpoint):
-    pass
+    cdef object __weakref__

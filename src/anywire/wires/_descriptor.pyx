@@ -14,6 +14,7 @@ from libc.string cimport memcpy, memset
 from anywire.contract.endpoint cimport AGAIN, READ, SCRATCH, WRITE, ByteEndpoint, iovec
 
 import os
+import weakref
 
 cdef extern from "<sys/socket.h>" nogil:
     struct cmsghdr:
@@ -104,6 +105,7 @@ cdef class SocketBytes(ByteEndpoint):
     def __init__(self, int fd, *, address=None, peer=None, wire=None):
         self.fd = self.read_fd = self.write_fd = fd
         self.buffered = False
+        self.interruptible = True
         self.address = address
         self.peer = peer
         self.wire = wire
@@ -304,8 +306,14 @@ cdef class UnixBytes(SocketBytes):
         SocketBytes.close_now(self)
 
 
+_open_pipes = weakref.WeakSet()
+
+
 cdef class PipeBytes(ByteEndpoint):
-    """One or two pipe or FIFO ends: read from `read_fd`, write to `write_fd`; -1 for a direction that does not exist."""
+    """One or two pipe or FIFO ends: read from `read_fd`, write to `write_fd`; -1 for a direction that does not exist.
+
+    A forked child's copies are closed in it at once. It could not use them, and a pipe's end is only over when the last
+    copy is closed: a child that held one of its own peer's ends would never see that peer die."""
 
     def __init__(self, int read_fd, int write_fd, *, address=None, peer=None, wire=None):
         self.address = address
@@ -317,6 +325,7 @@ cdef class PipeBytes(ByteEndpoint):
         self.read_fd = read_fd
         self.write_fd = write_fd
         self.buffered = False
+        _open_pipes.add(self)
 
     def __dealloc__(self):
         if self.read_fd >= 0:
@@ -388,6 +397,17 @@ cdef class PipeBytes(ByteEndpoint):
 
     def detach_state(self):
         """Give the descriptors away: this object forgets them."""
-        fds = [self.read_fd, self.write_fd]
+        how = "pipe" if self.read_fd >= 0 and self.write_fd >= 0 else "pipe-read" if self.read_fd >= 0 else "pipe-write"
+        fds = [fd for fd in (self.read_fd, self.write_fd) if fd >= 0]
         self.read_fd = self.write_fd = -1
-        return "pipe", fds
+        return how, fds
+
+
+def _close_inherited():
+    cdef PipeBytes pipe
+    for pipe in list(_open_pipes):
+        pipe.users = 0                   # the threads that were inside a call are the parent's
+        pipe.close_now()
+
+
+os.register_at_fork(after_in_child=_close_inherited)

@@ -448,6 +448,7 @@ cdef class FramedEndpoint(BytePump):
                 yield from self.flush_steps(max(0.0, end - time.monotonic()))
                 if not self.output_pending():
                     self.bytes.shutdown_write()
+                    self.write_fd = self.bytes.write_fd          # a pipe's is closed by that
                 return
             if not (yield Wait([(self.write_fd, self.want)], max(0.0, end - time.monotonic()))):
                 return

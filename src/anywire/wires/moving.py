@@ -14,38 +14,70 @@ from anywire.contract.address import Address
 from anywire.contract.endpoint import ByteEndpoint, MessageEndpoint, RawEndpoint
 from anywire.contract.errors import Unsupported
 from anywire.contract.handle import Handle
+from anywire.contract.peer import Peer
 from anywire.contract.waits import Steps
 from anywire.contract.wire import wire_for
 from anywire.wires import establish
 from anywire.wires._descriptor import PipeBytes, SocketBytes, UnixBytes
 from anywire.wires._framed import FramedEndpoint
 from anywire.wires._packet import PacketEndpoint
-from anywire.wires.plan import HANDSHAKE_TIMEOUT, Plan, plan_for
+from anywire.wires.plan import Plan, plan_for
 
 
-def pipe(duplex: bool = True) -> tuple[Handle, Handle]:
+def pipe(duplex: bool = True, *, stream: bool = False) -> tuple[Handle, Handle]:
     """Two connected ends of anonymous pipes (pipe(7)): (ours, theirs).
 
-    With `duplex=False` the first only sends and the second only receives. Give one to a child: as an argument of a
-    multiprocessing.Process, or `Popen(..., pass_fds=theirs.fds)` with `theirs.address` on its command line, which it
-    passes to `connect`. Attach the other here, and close the child's handle once it has started."""
-    to_them, from_us = os.pipe2(os.O_CLOEXEC)
+    Parameters:
+        duplex: False makes one pipe only: the first end sends and the second receives.
+        stream: `attach` makes a Stream of bytes of an end, not a Channel of messages.
+
+    Give one end to a child: as an argument of a multiprocessing.Process, or with `Popen(..., pass_fds=theirs.fds)` and
+    `theirs.address` on its command line, which it passes to `connect`. `attach` the other here. Close the child's
+    handle once it has started: while this process keeps a copy, it can't see the child's death.
+    Raises OSError (EMFILE).
+
+    >>> import subprocess, sys
+    >>> from anywire import sync
+    >>> ours, theirs = pipe(duplex=False, stream=True)
+    >>> child = subprocess.Popen(["wc", "-c"], stdin=theirs.fds[0], stdout=subprocess.PIPE, text=True)
+    >>> theirs.close()
+    >>> with sync.attach(ours) as stream:
+    ...     stream.write(b"hello")
+    >>> child.communicate()[0].strip()
+    '5'
+    """
+    fds: list[int] = []
+    try:
+        for _ in range(2 if duplex else 1):
+            fds += os.pipe2(os.O_CLOEXEC)
+    except BaseException:
+        for fd in fds:
+            os.close(fd)
+        raise
+    face = "stream" if stream else "channel"
     if duplex:
-        to_us, from_them = os.pipe2(os.O_CLOEXEC)
-        return _pipe_handle(to_us, from_us), _pipe_handle(to_them, from_them)
-    return _pipe_handle(-1, from_us), _pipe_handle(to_them, -1)
+        to_them, from_us, to_us, from_them = fds
+        ours, theirs = _pipe_handle(face, to_us, from_us), _pipe_handle(face, to_them, from_them)
+    else:
+        ours, theirs = _pipe_handle(face, -1, fds[1]), _pipe_handle(face, fds[0], -1)
+    ours.pair_with(theirs)
+    return ours, theirs
 
 
-def _pipe_handle(read: int, write: int) -> Handle:
-    ends = [f"{name}={fd}" for name, fd in (("read", read), ("write", write)) if fd >= 0]
-    return Handle("pipe", "channel", "pipe", f"pipe:?{'&'.join(ends)}", [read, write])
+def _pipe_handle(face: str, read: int, write: int) -> Handle:
+    how = "pipe" if read >= 0 and write >= 0 else "pipe-read" if read >= 0 else "pipe-write"
+    return Handle("pipe", face, how, _pipe_address(read, write), [fd for fd in (read, write) if fd >= 0])
 
 
-def attach_endpoint(handle: Handle) -> tuple[str, Any]:
+def _pipe_address(read: int, write: int) -> str:
+    return "pipe:?" + "&".join(f"{name}={fd}" for name, fd in (("read", read), ("write", write)) if fd >= 0)
+
+
+def attach_endpoint(handle: Handle, timeout: float) -> tuple[str, Any]:
     """(kind, what is made of it): for a listener (plans, acceptors), else a generator that returns the endpoint."""
     if handle.kind == "listener":
         return "listener", _attach_listener(handle)
-    return handle.face, _attach_steps(handle)
+    return handle.face, _attach_steps(handle, timeout)
 
 
 def _attach_listener(handle: Handle) -> tuple[dict[Any, Plan], list[Any]]:
@@ -83,15 +115,20 @@ def _bytes_of(handle: Handle) -> ByteEndpoint:
     address = Address.parse(handle.address)
     wire = wire_for(address)
     fds = handle.take()
-    if handle.how == "pipe":
-        return PipeBytes(fds[0], fds[1], address=address, wire=wire)
+    if handle.how in ("pipe", "pipe-read", "pipe-write"):
+        read, write = (fds[0] if handle.how != "pipe-write" else -1), (fds[-1] if handle.how != "pipe-read" else -1)
+        for fd in fds:
+            os.set_inheritable(fd, False)  # spawn and forkserver left them open to grandchildren
+        if address.scheme == "pipe":
+            address = Address.parse(_pipe_address(read, write))  # in another process the numbers are others
+        return PipeBytes(read, write, address=address, peer=Peer(wire=address.scheme), wire=wire)
     kind = {"socket": SocketBytes, "unix": UnixBytes}.get(handle.how)
     if kind is None:
         raise Unsupported(f"a handle of kind {handle.how!r} can't be attached", address=address, operation="attach")
     return kind(fds[0], address=address, peer=peer_at(fds[0]) if handle.how == "unix" else None, wire=wire)
 
 
-def _attach_steps(handle: Handle) -> Steps[MessageEndpoint]:
+def _attach_steps(handle: Handle, timeout: float) -> Steps[MessageEndpoint]:
     if handle.how == "packet":
         address = Address.parse(handle.address)
         (fd,) = handle.take()
@@ -104,7 +141,7 @@ def _attach_steps(handle: Handle) -> Steps[MessageEndpoint]:
     if handle.kind == "pipe":
         if handle.face == "stream":
             return RawEndpoint(below)
-        plan = plan_for(below.address, "channel", "connect", None, HANDSHAKE_TIMEOUT, {})
+        plan = plan_for(below.address, "channel", "connect", None, timeout, {})
         return (yield from establish.greet_steps(below, plan.options, below.address))
     endpoint: MessageEndpoint
     if handle.face == "stream":

@@ -20,6 +20,8 @@ from anywire.wires.establish import no_stream
 
 CONNECT_TIMEOUT = 10.0
 HANDSHAKE_TIMEOUT = 5.0
+ATTACH_TIMEOUT = 60.0
+"""Seconds for a pipe's other end to be attached: a child may have much to import first."""
 MAX_MESSAGE = 16 << 20
 
 
