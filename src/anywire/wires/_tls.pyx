@@ -77,6 +77,7 @@ cdef class TlsBytes(ByteEndpoint):
 
     def __init__(self, int fd, context, *, bint server_side, server_name=None, address=None, peer=None, wire=None):
         self.fd = self.read_fd = self.write_fd = fd
+        self.interruptible = True
         self.address = address
         self.peer = peer
         self.wire = wire
