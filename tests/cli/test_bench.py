@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,24 @@ from anywire.cli.bench import Sizes, bench, pick, run
 from anywire.cli.contenders import Contender, contenders, key
 from anywire.cli.measure import cores
 from anywire.cli.pair import Failed, Pair
+from anywire.contract.wire import wire_for
+
+
+def here(contender: Contender) -> bool:
+    """Whether this version has the wire, and this machine what it needs."""
+    if contender.trust and shutil.which("openssl") is None:
+        return False
+    scheme = "pipe" if contender.inherits else contender.address.partition(":")[0]
+    try:
+        wire_for(f"{scheme}:?read=0" if scheme == "pipe" else f"{scheme}:///x")
+    except ImportError:
+        return False
+    return True
+
 
 PEERS = [contender for contender in contenders() if not contender.name.startswith("anywire") and not contender.missing]
-OURS = [contender for contender in contenders() if contender.name.startswith(("anywire unix", "anywire tcp"))]
-OURS = [contender for contender in OURS if "seqpacket" not in contender.name]
+PEERS = [contender for contender in PEERS if not contender.trust or here(contender)]
+OURS = [contender for contender in contenders() if contender.name.startswith("anywire") and here(contender)]
 
 
 def children() -> set[str]:

@@ -27,6 +27,7 @@ from anywire.contract.wire import known_schemes
 
 FIGURES = {"messages", "mb_s", "messages_s", "p50_us", "p99_us", "cpu_us", "wire_s", "digest_s"}
 PEERS = {"multiprocessing.Pipe", "asyncio streams"}
+REFERENCE = Path(__file__).parents[2] / "docs" / "reference" / "demo.md"
 SHORT = ["--seconds", "3"]
 
 
@@ -102,6 +103,16 @@ def test_a_short_run_keeps_every_promise_and_says_so_in_json(tree: Path, tempora
     assert promises["cancelled receives"]["lost"] == 0
     assert outcome["left"] == {"processes": [], "descriptors": [], "files": [], "names": []}
     assert nothing_is_left(temporary), (list(temporary.rglob("*")), processes_of(temporary))
+    documented = set(re.findall("`([a-z0-9_]+)`", REFERENCE.read_text(encoding="utf-8")))
+    assert keys_of(outcome) - documented == set()
+
+
+def keys_of(outcome: dict[str, Any]) -> set[str]:
+    """All keys of the JSON object but those of `machine`, which `anywire bench` has too."""
+    found = set(outcome)
+    for part in (outcome["material"], outcome["left"], *outcome["wires"], *outcome["promises"]):
+        found |= set(part)
+    return found
 
 
 def test_it_prints_its_twelve_lines_and_one_table(tree: Path, temporary: Path) -> None:

@@ -24,7 +24,7 @@ from anywire.cli.measure import Results, cores, human, machine, machine_line, si
 from anywire.cli.pair import Failed, Pair
 from anywire.cli.parameters import Names, plot_option
 
-WIRES = ("unix", "seqpacket", "tcp", "udp", "pipe", "fifo")
+WIRES = ("unix", "seqpacket", "tcp", "tls", "udp", "pipe", "fifo")
 FRONTS = ("blocking", "asyncio")
 SIZES = (64, 1 << 10, 64 << 10, 1 << 20)
 PEERS = ("anywire", "pyzmq", "pynng")
@@ -227,8 +227,11 @@ def bench(
         for title, drawn in tables(results, sizes):
             console.print(f"\n{title}", style="bold", highlight=False, soft_wrap=True)
             console.print(drawn)
-        console.print("\nanywire over unix: its round trips as a multiple of each peer's", style="bold", soft_wrap=True)
-        console.print(ratios(results, sizes))
+        beside = ratios(results, sizes)
+        if beside.row_count:
+            title = "\nanywire over unix: its round trips as a multiple of each peer's"
+            console.print(title, style="bold", soft_wrap=True)
+            console.print(beside)
     if absent:
         notes.print(f"Not installed, so not compared: pip install {' '.join(absent)}", highlight=False, soft_wrap=True)
     for name, error in {name: error for (_, name), error in results.errors.items()}.items():

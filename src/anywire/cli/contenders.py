@@ -20,6 +20,7 @@ import importlib.util
 import json
 import os
 import socket
+import ssl
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -54,6 +55,7 @@ class Contender:
     phases: tuple[str, ...] = ("echo", "flow")
     batched: bool = False           # its calls take and give lists
     inherits: str = ""              # "socketpair" or "pipes": descriptors made by the parent
+    trust: str = ""                 # what the client adds to the server's address; certificates are made for the pair
 
     @property
     def missing(self) -> bool:
@@ -65,6 +67,11 @@ def _wires() -> list[Contender]:
         {"name": "unix", "address": "unix://{directory}/a.sock"},
         {"name": "unix seqpacket", "address": "unix://{directory}/b.sock?type=seqpacket", "largest": 128 << 10},
         {"name": "tcp", "address": "tcp://127.0.0.1:0"},
+        {
+            "name": "tls",
+            "address": "tls://127.0.0.1:0?cert={directory}/cert.pem&key={directory}/key.pem",
+            "trust": "ca={directory}/ca.pem",
+        },
         # Datagrams may be dropped, so nobody knows how many the other side will see: no flow.
         {"name": "udp", "address": "udp://127.0.0.1:0", "largest": 60_000, "phases": ("echo",)},
         {"name": "pipe", "inherits": "pipes"},
@@ -95,6 +102,7 @@ def contenders() -> list[Contender]:
         Contender("pynng", "blocking", "nng", "ipc://{directory}/nng", module="pynng", needs="pynng"),
         Contender("asyncio streams unix", "asyncio", "streams", "{directory}/streams.sock"),
         Contender("asyncio streams tcp", "asyncio", "streams"),
+        Contender("asyncio streams tls", "asyncio", "streams", "tls:{directory}", trust="{directory}"),
         Contender("pyzmq asyncio", "asyncio", "zmq", "ipc://{directory}/zmq", module="zmq", needs="pyzmq"),
     ]
 
@@ -227,8 +235,16 @@ async def open_streams(role: str, address: str, announce: Announce, stack: Async
     """Hand-written framing over asyncio streams, as many programs have it: a length, then the message."""
     limit = 1 << 20
     tcp = not address.startswith("/")
+    port, _, trust = address.partition("?")
+    secure = None
+    if address.startswith("tls:"):
+        secure = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        directory = address.removeprefix("tls:")
+        secure.load_cert_chain(f"{directory}/cert.pem", f"{directory}/key.pem")
+    elif trust:
+        secure = ssl.create_default_context(cafile=f"{trust}/ca.pem")
     if role == "client" and tcp:
-        reader, writer = await asyncio.open_connection("127.0.0.1", int(address), limit=limit)
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(port), limit=limit, ssl=secure)
     elif role == "client":
         reader, writer = await asyncio.open_unix_connection(address, limit=limit)
     else:
@@ -239,7 +255,7 @@ async def open_streams(role: str, address: str, announce: Announce, stack: Async
             accepted.set_result((reader, writer))
 
         if tcp:
-            server = await asyncio.start_server(connected, "127.0.0.1", 0, limit=limit)
+            server = await asyncio.start_server(connected, "127.0.0.1", 0, limit=limit, ssl=secure)
             announce(str(server.sockets[0].getsockname()[1]))
         else:
             server = await asyncio.start_unix_server(connected, address, limit=limit)

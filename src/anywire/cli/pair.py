@@ -17,9 +17,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from anywire.cli.certificates import NoAuthority
+from anywire.cli.certificates import make as make_certificates
 from anywire.cli.contenders import Contender, key
 
 PATIENCE = 30.0                     # seconds for one answer beyond what the phase itself is expected to take
@@ -115,12 +118,19 @@ class Pair:
             server_address = f"pipe:?read={to_server}&write={from_server}"
             client_address = f"pipe:?read={to_client}&write={from_client}"
         try:
+            if contender.trust:
+                make_certificates(Path(self.directory.name))
             self.server = self._start("server", server_core, server_address, server_fds, wrap)
             announced = self.server.answer(PATIENCE)["address"]
             if not contender.inherits:
                 client_address = announced
+            if contender.trust:
+                client_address += "?" + contender.trust.format(directory=self.directory.name)
             self.client = self._start("client", client_core, client_address, client_fds, wrap)
             self.client.answer(PATIENCE)
+        except NoAuthority as error:
+            self.close()
+            raise Failed(str(error)) from None
         except BaseException:
             self.close()
             raise

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from anywire.cli.demo.certificates import NoAuthority, make
+from anywire.cli.certificates import NoAuthority, make
 from anywire.contract.address import Address
 from anywire.contract.errors import AddressError, UnknownWire, Unsupported
 from anywire.contract.traits import Traits

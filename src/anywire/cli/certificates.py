@@ -1,7 +1,8 @@
-"""A certificate authority for one run: tls refuses to talk without certificates, and the demo brings none.
+"""A certificate authority for one run of the demo or bench: tls refuses to talk without certificates.
 
-Made with the `openssl` command, since Python's standard library can't write X.509 (and the demo adds no dependency for
-it). The files lie in the demo's directory and go with it. What can go wrong: no `openssl`, or too old (`NoAuthority`).
+Made with the `openssl` command, since Python's standard library can't write X.509, and this adds no dependency for it.
+The files lie in the run's own directory and go with it. Blocking, on the main thread. What can go wrong: no `openssl`,
+or one that is too old (`NoAuthority`).
 """
 
 from __future__ import annotations
