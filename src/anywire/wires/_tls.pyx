@@ -413,7 +413,7 @@ cdef class TlsBytes(ByteEndpoint):
             c_close(fd)
 
 
-def advice_on(str alert):
+cdef str advice_on(str alert):
     """What to do about a peer's alert (RFC 8446 6.2)."""
     if "certificate required" in alert or "handshake failure" in alert:
         return "the peer may want a certificate: cert= and key= name this side's"
