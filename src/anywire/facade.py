@@ -10,6 +10,7 @@ logger `anywire` and counted, its connection is dropped (the peer sees a loss), 
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 import logging
 import random
@@ -209,6 +210,8 @@ class Listener(Generic[F]):
         self._plans, self._acceptors = plans, acceptors
         self._authorize = authorize
         self._slot = counters.OwnSlot(LISTENER, ",".join(str(address) for address in self.addresses))
+        for acceptor in acceptors:
+            acceptor.on_drop = functools.partial(self._slot.add, "drops")
 
     @property
     def addresses(self) -> list[Address]:

@@ -69,6 +69,7 @@ cdef class MessageEndpoint:
     cdef public object address
     cdef public object peer
     cdef public object wire
+    cdef public double wake_at           # monotonic seconds: a receiver that waits tries again then; 0: never
     cdef public Py_ssize_t max_message
     cdef public bint closed              # this side closed or aborted
     cdef public bint broken              # nothing more can be received or sent: fail with `failure`

@@ -46,6 +46,7 @@ class MessageEndpoint:
     address: Address
     peer: Peer
     wire: Wire
+    wake_at: float
     max_message: int
     closed: bool
     broken: bool

@@ -454,14 +454,21 @@ cdef class MessageEndpoint:
     cdef int wait_ready(self, int mask, double timeout) except -1:
         """Blocking front: wait until ready for `mask`; 0 when `timeout` seconds passed (negative: for ever)."""
         cdef int fd = self.write_fd if mask == WRITE else self.read_fd
+        cdef double left
+        cdef int otherwise = 0
         if fd < 0:
             raise ChannelClosed("it was closed on this side", address=str(self.address), operation="wait")
+        if self.wake_at > 0 and mask & READ:
+            left = max(0.0, self.wake_at - now())
+            if timeout < 0 or left < timeout:
+                timeout = left
+                otherwise = mask                 # not a time-out of the caller's: it tries again
         bytes_ = self.byte_endpoint()
         if bytes_ is not None:
             (<ByteEndpoint> bytes_).users += 1
         self.waiters += 1
         try:
-            return wait_fd(fd, mask, self.wake_fd, timeout)
+            return wait_fd(fd, mask, self.wake_fd, timeout) or otherwise
         finally:
             self.waiters -= 1
             if self.closed:

@@ -23,6 +23,7 @@ cdef class Operation:
     cdef int mask                       # what it waits for
     cdef object timeout
     cdef object timer
+    cdef object alarm                   # of an endpoint that wants to be tried again at some time
     cdef int step(self, PyObject** result) except -1
     cdef int enter(self) except -1
     cdef object attempt(self)

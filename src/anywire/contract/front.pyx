@@ -223,7 +223,16 @@ cdef class Operation:
         self.front.watch(self.mask)
         if self.timeout is not None and self.timer is None:
             self.timer = self.front.loop.call_later(self.timeout, self.expire)
+        if self.front.end.wake_at > 0 and self.mask & READ and self.alarm is None:
+            self.alarm = self.front.loop.call_later(
+                max(0.0, self.front.end.wake_at - monotonic_ns() * 1e-9), self.ring)
         return self.waiter
+
+    def ring(self):
+        """The endpoint's own time has come (a callback of the loop): try again."""
+        self.alarm = None
+        if self.waiting():
+            self.waiter.wake()
 
     def expire(self):
         """The time-out passed (a callback of the loop)."""
@@ -253,6 +262,9 @@ cdef class Operation:
             if self.timer is not None:
                 self.timer.cancel()
                 self.timer = None
+            if self.alarm is not None:
+                self.alarm.cancel()
+                self.alarm = None
             if self.waiter is not None:
                 waiter = self.waiter
                 self.waiter = None

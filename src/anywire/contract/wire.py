@@ -73,6 +73,9 @@ class Acceptor(ABC):
     address: Address
     """The real address: with the port that the kernel chose."""
 
+    on_drop: Callable[[int], object] | None = None
+    """Set by the listener: called with a number of messages that had to be dropped, for its counters (UDP)."""
+
     @abstractmethod
     def fileno(self) -> int:
         """A descriptor that is readable when a connection waits; -1: the acceptor uses `set_wakeup`."""

@@ -6,6 +6,7 @@ Channels may be used from any thread.
 
 from __future__ import annotations
 
+import functools
 import logging
 import random
 import threading
@@ -179,6 +180,8 @@ class Listener(Generic[F]):
         self._plans, self._acceptors = plans, acceptors
         self._authorize = authorize
         self._slot = counters.OwnSlot(LISTENER, ",".join(str(address) for address in self.addresses))
+        for acceptor in acceptors:
+            acceptor.on_drop = functools.partial(self._slot.add, "drops")
 
     @property
     def addresses(self) -> list[Address]:

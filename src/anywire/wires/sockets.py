@@ -22,6 +22,8 @@ from anywire.contract.wire import Acceptor, Wire
 
 ATTEMPT_DELAY = 0.25
 """Seconds before the next address is tried beside the one under way: RFC 8305 section 5."""
+SO_RXQ_OVFL = 40
+"""socket(7): count what found the receive buffer full; the socket module has no name for it."""
 
 
 def keep_alive(sock: socket.socket, bound: float) -> None:
@@ -110,6 +112,7 @@ def connect_steps(address: Address) -> Steps[socket.socket]:
 def text_address(scheme: str, name: Any) -> Address:
     """The address of a socket name as getsockname(2) gives it."""
     host, port = name[0], name[1]
+    host = host.removeprefix("::ffff:") if "." in host else host  # an IPv4 peer of a socket for both
     if ":" in host:
         zone = ""
         if "%" in host:
