@@ -208,6 +208,7 @@ class Listener(Generic[F]):
         self._kind: type[F] = kind
         self._face = "channel" if kind is Channel else "stream"
         self._plans, self._acceptors = plans, acceptors
+        self._accepting: set[asyncio.Task[Any]] = set()  # they wait in next(), in this loop
         self._authorize = authorize
         self._slot = counters.OwnSlot(LISTENER, ",".join(str(address) for address in self.addresses))
         for acceptor in acceptors:
@@ -225,7 +226,17 @@ class Listener(Generic[F]):
         """The next raw connection: (acceptor, endpoint). Use `accept`."""
         if not self._acceptors:
             raise ChannelClosed("the listener is closed", operation="accept")
-        return await driver_for().run(establish.next_steps(self._acceptors, self._count_error))
+        task = asyncio.current_task()
+        assert task is not None
+        self._accepting.add(task)
+        try:
+            return await driver_for().run(establish.next_steps(self._acceptors, self._count_error))
+        except asyncio.CancelledError:
+            if self._acceptors or task.uncancel():          # not by close() alone
+                raise
+            raise ChannelClosed("the listener was closed while this waited", operation="accept") from None
+        finally:
+            self._accepting.discard(task)
 
     async def establish(self, acceptor: Acceptor, endpoint: Any) -> F | None:
         """Handshake, authorise: a channel or stream, or None when the peer was refused."""
@@ -272,6 +283,13 @@ class Listener(Generic[F]):
     def close(self) -> None:
         """Stop listening."""
         acceptors, self._acceptors = self._acceptors, []
+        if self._accepting:
+            # The loop watches these descriptors for them; a closed number may be another file's at any moment.
+            driver = driver_for()
+            for acceptor in acceptors:
+                driver.unwatch_read(acceptor.fileno())
+            for task in self._accepting:
+                task.cancel()
         for acceptor in acceptors:
             acceptor.close()
         if acceptors:

@@ -18,7 +18,8 @@ from anywire.contract.endpoint cimport (BLOCKED, DONE, PARTIAL, READ, SCRATCH, W
 import time
 
 from anywire.contract.driver import run_blocking
-from anywire.contract.errors import (AnywireError, Busy, ChannelClosed, EndOfChannel, TimedOut, TooLarge, Unsupported)
+from anywire.contract.errors import (AnywireError, Busy, ChannelClosed, EndOfChannel, PeerLost, TimedOut, TooLarge,
+                                     Unsupported)
 from anywire.contract.handle import Handle
 
 cdef extern from "pythread.h":
@@ -138,9 +139,9 @@ cdef class BlockingFront:
         cdef double deadline = 0 if limit < 0 else time.monotonic() + limit
         cdef int status
         cdef Py_ssize_t index = 0
-        cdef bint block = timeout is None, partial = False
+        cdef bint block = False, partial = False
         cdef int ready
-        cdef uint64_t since
+        cdef uint64_t since = 0
         if not acquire(self.send_lock, limit):
             raise TimedOut(timeout, address=str(end.address), operation=operation)
         try:
@@ -158,6 +159,9 @@ cdef class BlockingFront:
                         continue
                 else:
                     status = data()
+                if since:
+                    end.slot.send_wait_ns += monotonic_ns() - since
+                    since = 0
                 if status == DONE:
                     if partial and mode == MANY and index < len(<list> data):
                         partial = False
@@ -167,15 +171,21 @@ cdef class BlockingFront:
                     partial = True
                 end.slot.send_waits += 1
                 since = monotonic_ns()
+                if limit < 0 and not block:
+                    block = True             # the rest waits inside the system call
+                    continue
                 ready = end.wait_ready(end.want, -1 if limit < 0 else max(0.0, deadline - time.monotonic()))
                 end.slot.send_wait_ns += monotonic_ns() - since
+                since = 0
                 if not ready:
                     raise TimedOut(timeout, address=str(end.address), operation=operation)
                 if self.closing:
                     self.check(operation)
-        except BaseException:
+        except BaseException as error:
             if end.output_pending():
                 end.adopt_output()
+            if end.closed and isinstance(error, PeerLost):
+                raise ChannelClosed("it was dropped on this side", address=str(end.address), operation=operation) from None
             raise
         finally:
             PyThread_release_lock(self.send_lock)
@@ -560,7 +570,7 @@ cdef class Stream(BlockingFront):
             PyThread_release_lock(self.recv_lock)
 
     def read_until(self, bytes separator=b"\n", *, Py_ssize_t limit=65536, timeout=None):
-        """Bytes up to and with `separator`. Raises TooLarge when more than `limit` bytes came without it (they stay)."""
+        """Bytes up to and with `separator`. At most `limit` bytes, else TooLarge (they stay)."""
         cdef bytearray out = bytearray()
         cdef Py_ssize_t n
         if not separator:
@@ -575,7 +585,7 @@ cdef class Stream(BlockingFront):
                 n = max(0, len(out) - len(separator) + 1)
                 out += data
                 n = out.find(separator, n)
-                if n >= 0:
+                if 0 <= n <= limit - len(separator):
                     n += len(separator)
                     data = bytes(out[:n])
                     (<RawEndpoint> self.end).push_back(out[n:])

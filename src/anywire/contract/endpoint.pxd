@@ -110,6 +110,7 @@ cdef class BytePump(MessageEndpoint):
     cdef char* rest                      # what an abandoned send left over
     cdef size_t rest_size, rest_sent
     cdef bint writing, reading
+    cdef bint begun                      # the last emit() wrote at least a part: its message goes whole
     cdef char* own_buffer                # read area of the blocking front (the GIL is released while reading)
     cdef int emit(self, const char* head, int head_size, const char* p, size_t n, object keep, bint block) except -1
     cdef void advance_output(self, Py_ssize_t done) noexcept

@@ -532,6 +532,7 @@ cdef class BytePump(MessageEndpoint):
         cdef char joined[2048 + 32]
         cdef Py_ssize_t done
         cdef int count
+        self.begun = False
         if self.output_pending() and self.flush_output(block) != DONE:
             return BLOCKED
         if n == 0:
@@ -565,6 +566,7 @@ cdef class BytePump(MessageEndpoint):
         if done == AGAIN:
             self.want = self.bytes.want
             return BLOCKED
+        self.begun = True
         if <size_t> done == head_size + n:
             return DONE
         memcpy(self.head, head, head_size)
@@ -616,6 +618,8 @@ cdef class BytePump(MessageEndpoint):
                 self.want = self.bytes.want
                 return BLOCKED
             self.advance_output(done)
+            if block and self.output_pending():
+                PyErr_CheckSignals()     # a signal ends send(2) early with a count, not with EINTR: signal(7)
         self.unread_output = False
         return DONE
 

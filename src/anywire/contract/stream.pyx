@@ -79,7 +79,7 @@ cdef class Read(ReceiveOperation):
             n = max(0, len(self.collected) - len(self.separator) + 1)
             self.collected += data
             n = self.collected.find(self.separator, n)
-            if n >= 0:
+            if 0 <= n <= self.size - len(self.separator):
                 n += len(self.separator)
                 data = bytes(self.collected[:n])
                 end.push_back(self.collected[n:])
@@ -149,7 +149,7 @@ cdef class Stream(Front):
         return op
 
     def read_until(self, bytes separator=b"\n", *, Py_ssize_t limit=65536, timeout=None):
-        """Bytes up to and with `separator`. Raises TooLarge when more than `limit` bytes came without it (they stay)."""
+        """Bytes up to and with `separator`. At most `limit` bytes, else TooLarge (they stay)."""
         cdef Read op
         if not separator:
             raise ValueError("read_until needs a separator of at least one byte")

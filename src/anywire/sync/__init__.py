@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 import random
 import threading
 import time
@@ -151,6 +152,19 @@ def _listener_of(handle: Handle, plans: Any, acceptors: Any) -> Listener[Any]:
     return listener
 
 
+def _until(stopped: Callable[[], bool], steps: Any) -> Any:
+    """The same steps, ended by ChannelClosed when `stopped()` is true after a wait."""
+    try:
+        request = next(steps)
+        while True:
+            answer = yield request
+            if stopped():
+                raise ChannelClosed("it was closed while this waited for a connection", operation="accept")
+            request = steps.send(answer)
+    except StopIteration as stop:
+        return stop.value
+
+
 class Listener(Generic[F]):
     """Listening addresses whose connections you take yourself: `listener.accept()`. As `anywire.Listener`."""
 
@@ -178,6 +192,9 @@ class Listener(Generic[F]):
         self._kind: type[F] = kind
         self._face = "channel" if kind is Channel else "stream"
         self._plans, self._acceptors = plans, acceptors
+        self._lock = threading.Lock()
+        self._waiting = 0                       # threads inside next()
+        self._wake_fd = -1                      # what close() wakes them with, while there are any
         self._authorize = authorize
         self._slot = counters.OwnSlot(LISTENER, ",".join(str(address) for address in self.addresses))
         for acceptor in acceptors:
@@ -191,11 +208,27 @@ class Listener(Generic[F]):
     def _count_error(self, error: OSError) -> None:
         self._slot.add("accept_errors")
 
-    def next(self, deadline: float | None = None, wake_fd: int = -1) -> tuple[Acceptor, Any]:
+    def next(self, deadline: float | None = None) -> tuple[Acceptor, Any]:
         """The next raw connection: (acceptor, endpoint). Use `accept`."""
-        if not self._acceptors:
-            raise ChannelClosed("the listener is closed", operation="accept")
-        return run_blocking(establish.next_steps(self._acceptors, self._count_error), deadline, wake_fd=wake_fd)
+        with self._lock:
+            if not self._acceptors:
+                raise ChannelClosed("the listener is closed", operation="accept")
+            acceptors = self._acceptors
+            if not self._waiting:
+                self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+            self._waiting += 1
+        try:
+            steps = establish.next_steps(acceptors, self._count_error)
+            return run_blocking(_until(lambda: not self._acceptors, steps), deadline, wake_fd=self._wake_fd)
+        finally:
+            with self._lock:
+                self._waiting -= 1
+                if not self._waiting:
+                    os.close(self._wake_fd)
+                    if not self._acceptors:
+                        # Closed meanwhile. Only now is nobody left who polls these descriptors.
+                        for acceptor in acceptors:
+                            acceptor.close()
 
     def establish(self, acceptor: Acceptor, endpoint: Any) -> F | None:
         """Handshake, authorise: a channel or stream, or None when the peer was refused."""
@@ -238,9 +271,13 @@ class Listener(Generic[F]):
 
     def close(self) -> None:
         """Stop listening."""
-        acceptors, self._acceptors = self._acceptors, []
-        for acceptor in acceptors:
-            acceptor.close()
+        with self._lock:
+            acceptors, self._acceptors = self._acceptors, []
+            if self._waiting:
+                os.eventfd_write(self._wake_fd, 1)
+            else:
+                for acceptor in acceptors:
+                    acceptor.close()
         if acceptors:
             self._slot.release()
 
@@ -305,8 +342,6 @@ class Server(Generic[F]):
     def start(self) -> Server[F]:
         """Listen, and accept in a background thread. `with` does this."""
         if self._listener is None:
-            import os
-
             self._stopping = False
             self._stopped.clear()
             self._listener = self._make_listener()
@@ -323,7 +358,8 @@ class Server(Generic[F]):
             if self._room is not None and not self._room.acquire(timeout=0.2):
                 continue                                    # the rest waits in the kernel's backlog
             try:
-                acceptor, endpoint = run_blocking(self._until_stopped(listener), wake_fd=self._wake_fd)
+                steps = establish.next_steps(listener._acceptors, listener._count_error)
+                acceptor, endpoint = run_blocking(_until(lambda: self._stopping, steps), wake_fd=self._wake_fd)
             except ChannelClosed:
                 return
             thread = threading.Thread(
@@ -332,18 +368,6 @@ class Server(Generic[F]):
             with self._lock:
                 self._threads.add(thread)
             thread.start()
-
-    def _until_stopped(self, listener: Listener[F]) -> Any:
-        steps = establish.next_steps(listener._acceptors, listener._count_error)
-        try:
-            request = next(steps)
-            while True:
-                answer = yield request
-                if self._stopping:
-                    raise ChannelClosed("the server is closing", operation="accept")
-                request = steps.send(answer)
-        except StopIteration as stop:
-            return stop.value
 
     def _run(self, listener: Listener[F], acceptor: Any, endpoint: Any) -> None:
         connection: F | None = None
@@ -387,8 +411,6 @@ class Server(Generic[F]):
 
     def close(self, *, timeout: float | None = None) -> None:
         """Stop listening, let handlers finish for `timeout` seconds (default: the server's), then drop connections."""
-        import os
-
         listener, self._listener = self._listener, None
         if listener is None:
             return
@@ -397,6 +419,7 @@ class Server(Generic[F]):
         assert self._accepting is not None
         self._accepting.join()
         os.close(self._wake_fd)
+        listener.close()                    # at once: a client that comes now is refused instead of waiting for nothing
         deadline = time.monotonic() + (self._close_timeout if timeout is None else timeout)
         with self._lock:
             threads = list(self._threads)
@@ -408,7 +431,6 @@ class Server(Generic[F]):
             connection.abort()
         for thread in threads:
             thread.join(1.0)
-        listener.close()
         self._stopped.set()
 
     def abort(self) -> None:

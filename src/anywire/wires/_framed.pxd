@@ -9,7 +9,8 @@ cdef class FramedEndpoint(BytePump):
     cdef UnixBytes carrier               # the byte endpoint if it carries descriptors
     cdef readonly Py_ssize_t peer_limit
     cdef uint64_t to_confirm, to_confirm_bytes
-    cdef uint64_t confirm_at         # so many messages to confirm are worth a frame of their own
+    cdef uint64_t confirm_at, confirm_at_bytes   # so many to confirm are worth a frame of their own
+    cdef bint more_is_here(self) noexcept
     cdef readonly bint confirms
     cdef readonly bint end_sent
     cdef bint ending
@@ -23,4 +24,5 @@ cdef class FramedEndpoint(BytePump):
     cdef int send_kind(self, uint32_t kind) except -1
     cdef int delivered(self, Py_ssize_t n) except -1
     cdef int lost(self, object reason, object cause) except -1
+    cdef int went(self, Py_ssize_t count, Py_ssize_t nbytes, uint32_t confirmed) except -1
     cdef int raise_end(self) except -1

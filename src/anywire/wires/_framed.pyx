@@ -11,6 +11,7 @@ after messages that are still here: those are handed out first, then the error, 
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
+from cpython.exc cimport PyErr_CheckSignals
 from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
 from anywire.contract cimport counters
 from anywire.contract.endpoint cimport AGAIN, BLOCKED, DONE, PARTIAL, READ, SCRATCH, WRITE, BytePump, hold, iovec
@@ -20,15 +21,21 @@ from anywire.framing.codec cimport (CLOSE, CONFIRM, END, LONGEST_HEADER, Decoder
 import errno
 import time
 
-from anywire.contract.errors import AnywireError, ChannelClosed, EndOfChannel, PeerLost, TooLarge, Unsupported
+from anywire.contract.errors import AnywireError, BadFrame, ChannelClosed, EndOfChannel, PeerLost, TooLarge, Unsupported
 from anywire.contract.waits import Wait
 from anywire.framing.codec import WithDescriptors
+
+cdef extern from "<sys/ioctl.h>" nogil:
+    int ioctl(int fd, unsigned long request, ...)
+    unsigned long FIONREAD
 
 cdef object _WithDescriptors = WithDescriptors
 
 cdef enum:
-    CONFIRM_MESSAGES = 256         # so many messages, or so many bytes, are confirmed at the latest
+    CONFIRM_MESSAGES = 256         # so many messages, or so many bytes, are confirmed once all that came was taken
     CONFIRM_BYTES = 1 << 20
+    LATEST_MESSAGES = 65536        # ... and so many even when more waits
+    LATEST_BYTES = 64 << 20
     GATHER = 65536                 # bytes of small frames that leave in one system call
     MOST_DRAINED = 64 << 20
 
@@ -43,6 +50,7 @@ cdef class FramedEndpoint(BytePump):
         self.peer_limit = peer_limit
         self.confirms = confirms
         self.confirm_at = CONFIRM_MESSAGES
+        self.confirm_at_bytes = CONFIRM_BYTES
         self.decoder = Decoder(max_message, descriptors=descriptors)
         if descriptors:
             self.carrier = below
@@ -92,15 +100,24 @@ cdef class FramedEndpoint(BytePump):
         self.going = 1
         try:
             status = self.emit(head, size, p, n, keep, block)
+        except BaseException:
+            if self.begun and not self.broken:
+                self.went(1, n, confirmed)       # interrupted in mid-message: the rest was adopted, so it goes whole
+            raise
         finally:
             self.going = 0
         if status != BLOCKED:
-            self.to_confirm -= confirmed
-            self.to_confirm_bytes = 0
-            self.sent += 1
-            self.slot.messages_sent += 1
-            self.slot.bytes_sent += n
+            self.went(1, n, confirmed)
         return status
+
+    cdef int went(self, Py_ssize_t count, Py_ssize_t nbytes, uint32_t confirmed) except -1:
+        """Count messages whose first bytes are on the wire."""
+        self.to_confirm -= confirmed
+        self.to_confirm_bytes = 0
+        self.sent += count
+        self.slot.messages_sent += count
+        self.slot.bytes_sent += nbytes
+        return 0
 
     def put_fds(self, fds, message, bint block):
         """Send `message` and descriptors with its first byte. Returns DONE, BLOCKED or PARTIAL as put_message."""
@@ -126,10 +143,7 @@ cdef class FramedEndpoint(BytePump):
         finally:
             self.going = 0
         if status != BLOCKED:
-            self.to_confirm -= confirmed
-            self.sent += 1
-            self.slot.messages_sent += 1
-            self.slot.bytes_sent += n
+            self.went(1, n, confirmed)
         elif fds:
             self.bytes.give_fds(())
         return status
@@ -193,11 +207,7 @@ cdef class FramedEndpoint(BytePump):
                     self.want = self.bytes.want
                     self.put_status = BLOCKED
                     return first
-                self.to_confirm -= confirmed
-                self.to_confirm_bytes = 0
-                self.sent += i - first
-                self.slot.messages_sent += i - first
-                self.slot.bytes_sent += total
+                self.went(i - first, total, confirmed)
                 if <size_t> done < used:
                     self.rest = gather
                     self.rest_size = used
@@ -207,6 +217,7 @@ cdef class FramedEndpoint(BytePump):
                     self.put_status = PARTIAL
                     if not block:
                         return i
+                    self.unread_output = True    # if a signal ends this: the next operation goes on
                     self.put_status = self.flush_output(True)
                     if self.put_status != DONE:
                         self.put_status = PARTIAL
@@ -271,11 +282,20 @@ cdef class FramedEndpoint(BytePump):
             self.to_confirm_bytes += n
         return 0
 
+    cdef bint more_is_here(self) noexcept:
+        """Whether the kernel holds bytes to read: FIONREAD, ioctl_tty(2), which sockets and pipes have too."""
+        cdef int count = 0
+        return ioctl(self.read_fd, FIONREAD, &count) == 0 and count > 0
+
     cdef int confirm_due(self) except -1:
         """Called when the receiver comes back for more: an answer sent meanwhile would have confirmed in its header."""
-        if self.to_confirm_bytes >= CONFIRM_BYTES or self.to_confirm >= self.confirm_at:
-            self.confirm_now()
+        if self.to_confirm_bytes >= self.confirm_at_bytes or self.to_confirm >= self.confirm_at:
+            # A confirmation that meets a killed peer makes its kernel answer with a reset, and the reset destroys what
+            # that kernel still had to send (RFC 9293 3.10.7). So first take what is there, within reason.
+            if not self.more_is_here() or self.to_confirm_bytes >= LATEST_BYTES or self.to_confirm >= LATEST_MESSAGES:
+                self.confirm_now()
             self.confirm_at = self.to_confirm + CONFIRM_MESSAGES
+            self.confirm_at_bytes = self.to_confirm_bytes + CONFIRM_BYTES
         return 0
 
     def take_fds_message(self, bint block):
@@ -335,11 +355,15 @@ cdef class FramedEndpoint(BytePump):
             got = self.read_at(p, n, block)
             if got > 0:
                 self.decoder.advance(got)
+                if block and got < n:
+                    PyErr_CheckSignals()     # a signal ends recv(2) early with a count, not with EINTR: signal(7)
                 return 0
         else:
             self.bytes.whole = False
             got = self.fill(&p, self.decoder.ahead(SCRATCH), block)
         if got == AGAIN:
+            if self.to_confirm >= CONFIRM_MESSAGES or self.to_confirm_bytes >= CONFIRM_BYTES:
+                self.confirm_now()
             return AGAIN
         if got == 0:
             inside = self.decoder.inside
@@ -351,7 +375,7 @@ cdef class FramedEndpoint(BytePump):
                     and len(self.carrier.arrived) > self.decoder.fds_due:
                 self.carrier.keep_first(self.decoder.fds_due)
             if self.decoder.confirmed > self.sent + self.going:
-                raise PeerLost("the peer confirmed more messages than were sent")
+                raise BadFrame("the peer confirmed more messages than were sent", received=p[:min(got, 48)])
         except AnywireError as error:
             # Whole messages that came before the bad bytes are handed out first; then this error, again and again.
             error.address = str(self.address)
@@ -359,7 +383,7 @@ cdef class FramedEndpoint(BytePump):
             counters.lost(self.slot, str(error.what).encode("utf-8", "replace"))
             self.fail(error)
             self.bytes.interrupt()
-        self.confirmed = self.slot.confirmed = self.decoder.confirmed
+        self.confirmed = self.slot.confirmed = min(self.sent, self.decoder.confirmed)
         self.slot.queue_depth = self.decoder.ready_count
         if self.slot.queue_depth > self.slot.queue_high:
             self.slot.queue_high = self.slot.queue_depth
@@ -471,5 +495,5 @@ cdef class FramedEndpoint(BytePump):
                     return
 
     def verdict(self):
-        if isinstance(self.failure, PeerLost) and self.sent > self.decoder.confirmed and not self.decoder.ended:
+        if isinstance(self.failure, PeerLost) and self.missing() and not self.decoder.ended:
             self.raise_failure()

@@ -19,6 +19,7 @@ from anywire.contract.errors import ChannelClosed, EndOfChannel, PeerLost, TooLa
 
 cdef enum:
     CAPACITY = 1024            # messages that wait in one direction before the sender does
+    CAPACITY_BYTES = 4 << 20   # ... or bytes: the message that passes this mark is the last one taken
 
 
 cdef class InprocEndpoint(MessageEndpoint):
@@ -26,6 +27,8 @@ cdef class InprocEndpoint(MessageEndpoint):
 
     cdef InprocEndpoint other
     cdef object inbox
+    cdef Py_ssize_t inbox_bytes
+    cdef bint starved          # the other side found this inbox full and waits for room
     cdef bint ended            # this side sent its end
     cdef bint gone             # this side was released
     cdef bint polite           # ... after its end
@@ -40,9 +43,11 @@ cdef class InprocEndpoint(MessageEndpoint):
         cdef Py_ssize_t n
         if self.inbox:
             message = self.inbox.popleft()
-            if len(self.inbox) == CAPACITY // 2 or not self.inbox:
-                self.tell(self.other)
             n = len(message)
+            self.inbox_bytes -= n
+            if self.starved and len(self.inbox) <= CAPACITY // 2 and self.inbox_bytes <= CAPACITY_BYTES // 2:
+                self.starved = False
+                self.tell(self.other)
             self.slot.messages_received += 1
             self.slot.bytes_received += n
             if self.other is not None:
@@ -80,12 +85,14 @@ cdef class InprocEndpoint(MessageEndpoint):
         keep = hold(data, &p, &n)
         if n > other.max_message:
             raise TooLarge(n, other.max_message, address=str(self.address), operation="send")
-        if len(other.inbox) >= CAPACITY:
+        if other.full():
+            other.starved = True
             self.want = WRITE
             return BLOCKED
         if not PyBytes_CheckExact(data):
             data = p[:n]
         other.inbox.append(data)
+        other.inbox_bytes += n
         self.sent += 1
         self.slot.messages_sent += 1
         self.slot.bytes_sent += n
@@ -115,7 +122,10 @@ cdef class InprocEndpoint(MessageEndpoint):
             return True
         if mask & READ and (self.inbox or other.ended):
             return True
-        return mask & WRITE != 0 and len(other.inbox) < CAPACITY
+        return mask & WRITE != 0 and not other.full()
+
+    cdef bint full(self) except -1:
+        return self.inbox_bytes >= CAPACITY_BYTES or len(self.inbox) >= CAPACITY
 
     cdef int wait_ready(self, int mask, double timeout) except -1:
         cdef double end = time.monotonic() + timeout
@@ -151,6 +161,7 @@ cdef class InprocEndpoint(MessageEndpoint):
         self.polite = self.ended
         self.slot.drops += len(self.inbox)
         self.inbox.clear()
+        self.inbox_bytes = 0
         self.tell(self.other)
         self.tell(self)
 

@@ -21,7 +21,7 @@ from anywire.contract.endpoint import ByteEndpoint, MessageEndpoint, RawEndpoint
 from anywire.contract.errors import AnywireError, BadFrame, PeerLost, Refused, TimedOut, Unsupported
 from anywire.contract.waits import READ, WRITE, Steps, Wait
 from anywire.contract.wire import Acceptor, Wire
-from anywire.framing.preamble import Preamble, decode, missing, refuse
+from anywire.framing.preamble import MAGIC, Preamble, decode, missing, refuse
 from anywire.wires._framed import FramedEndpoint
 
 log = logging.getLogger("anywire")
@@ -73,6 +73,8 @@ def read_preamble_steps(below: ByteEndpoint, timeout: float, operation: str) -> 
         return decode(data)
     except BadFrame as error:
         error.address, error.operation = str(below.address), operation
+        if operation == "accept" and data.startswith(MAGIC) and below.write_fd >= 0:
+            below.write_some(refuse(error.what))  # it speaks some version of our preamble, so it is told why
         raise
 
 

@@ -1,0 +1,156 @@
+"""Every wire as the suite sees it: what it promises, and how to make an address of it.
+
+Owns: the table of promises, copied by hand from the table "What each wire promises". It is never read from the
+implementation: `test_traits.py` compares the two. Called by conftest.py (which wires run a scenario) and world.py.
+A wire that breaks a promise fails; a wire that doesn't make a promise is tested for what its line says instead.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+KIB, MIB = 1 << 10, 1 << 20
+
+
+@dataclass(frozen=True)
+class Promise:
+    """One line of the table, word for word."""
+
+    kind: str  # "stream" or "message"
+    connection: bool
+    ordered: str  # "yes", "no", "per writer"
+    reliable: bool
+    clean_end: bool  # a clean end is told from a loss
+    death: str  # the peer's death is seen: "at once", "as end", "no"
+    half_close: bool
+    crosses_hosts: bool
+    credentials: str  # "tls certificate", "process" (pid, uid, gid), "inherited", "file mode", "none"
+
+
+@dataclass(frozen=True)
+class Setup:
+    """One wire in one way of using it, with what a test must know to open it."""
+
+    name: str
+    promise: Promise
+    listen: Callable[[Path], str]  # the address to listen on, from an empty directory
+    two_way: bool = True
+    framed: bool = True  # our frames travel on it, so raw bytes can be tested
+    processes: bool = True  # the peer is a process of its own
+    shape: str = "listener"  # "listener", or "pair" (an anonymous pipe made by one process for both)
+    largest: int = 20 * MIB  # bytes: the largest message that the size scenario sends, above the default limit's 16 MiB
+    empty: bool = True  # an empty message is a message
+    listen_options: dict[str, Any] = field(default_factory=dict)
+    dial_options: Callable[[Path], dict[str, Any]] = lambda directory: {}
+    name_left: Callable[[str], bool] = lambda address: False  # does the address still exist in the system?
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def client_address(real: object) -> str:
+    """The address that a client uses for a listener's real address: without the parts that are the server's own."""
+    text = str(real)
+    if text.startswith("tls:"):
+        return text.split("?")[0].replace("//127.0.0.1", "//localhost")
+    return text
+
+
+_numbers = itertools.count()
+
+
+def _unique() -> str:
+    return f"anywire-test-{os.getpid()}-{next(_numbers)}"
+
+
+def _file_left(address: str) -> bool:
+    path = address.split("://", 1)[1].split("?")[0]
+    return os.path.exists(path)
+
+
+def _abstract_left(address: str) -> bool:
+    return address.split("unix:", 1)[1].split("?")[0] in Path("/proc/net/unix").read_text()
+
+
+@cache
+def certificate() -> tuple[str, str]:
+    """Path of a self-signed certificate for localhost, and of its key. It is its own authority."""
+    import atexit
+    import shutil
+    import tempfile
+
+    directory = tempfile.mkdtemp(prefix="anywire-test-tls-")
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    cert, key = f"{directory}/cert.pem", f"{directory}/key.pem"
+    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=localhost"
+    names = ["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1", "-keyout", key, "-out", cert]
+    subprocess.run([*command.split(), *names], check=True, capture_output=True)
+    return cert, key
+
+
+def _tls_listen(directory: Path) -> str:
+    cert, key = certificate()
+    return f"tls://127.0.0.1:0?cert={cert}&key={key}"
+
+
+STREAM = Promise("stream", True, "yes", True, True, "at once", True, False, "process")
+TCP = Promise("stream", True, "yes", True, True, "at once", True, True, "none")
+TLS = Promise("stream", True, "yes", True, True, "at once", True, True, "tls certificate")
+SEQPACKET = Promise("message", True, "yes", True, False, "at once", True, False, "process")
+UDP = Promise("message", False, "no", False, False, "no", False, True, "none")
+PIPE = Promise("stream", True, "yes", True, True, "at once", True, False, "inherited")
+FIFO_ONE = Promise("stream", False, "yes", True, True, "as end", False, False, "file mode")
+FIFO_MANY = Promise("message", False, "per writer", True, False, "no", False, False, "file mode")
+FIFO_REPLY = Promise("message", False, "per writer", True, False, "no", False, False, "file mode")
+INPROC = Promise("message", True, "yes", True, True, "no", True, False, "none")
+
+SETUPS = [
+    Setup("tcp", TCP, lambda directory: "tcp://127.0.0.1:0"),
+    Setup("inproc", INPROC, lambda directory: f"inproc://{_unique()}", framed=False, processes=False),
+    Setup("unix", STREAM, lambda directory: f"unix://{directory}/socket", name_left=_file_left),
+    Setup("abstract", STREAM, lambda directory: f"unix:@{_unique()}", name_left=_abstract_left),
+    Setup(
+        "seqpacket",
+        SEQPACKET,
+        lambda directory: f"unix://{directory}/packets?type=seqpacket",
+        framed=False,
+        largest=100 * KIB,
+        name_left=_file_left,
+    ),
+    Setup("tls", TLS, _tls_listen, dial_options=lambda directory: {"ca": certificate()[0]}),
+    Setup("udp", UDP, lambda directory: "udp://127.0.0.1:0", framed=False, largest=60 * KIB),
+    Setup("pipe", PIPE, lambda directory: "pipe:", shape="pair"),
+    Setup("pipe-one-way", PIPE, lambda directory: "pipe:", shape="pair", two_way=False),
+    Setup("fifo", FIFO_ONE, lambda directory: f"fifo://{directory}/fifo", two_way=False, name_left=_file_left),
+    Setup(
+        "fifo-many",
+        FIFO_MANY,
+        lambda directory: f"fifo://{directory}/fifo?writers=many",
+        two_way=False,
+        framed=False,
+        largest=100 * KIB,
+        name_left=_file_left,
+    ),
+    Setup(
+        "fifo-reply",
+        FIFO_REPLY,
+        lambda directory: f"fifo://{directory}/fifo?reply=true",
+        framed=False,
+        largest=100 * KIB,
+        name_left=_file_left,
+    ),
+]
+# The wires that exist so far. A wire joins the suite by its name here; from then on it keeps every promise of its line.
+LANDED = ["tcp", "unix", "abstract", "inproc"]
+
+
+def promising(*conditions: Callable[[Setup], bool]) -> list[Setup]:
+    """The wires whose line fulfils all conditions."""
+    return [setup for setup in SETUPS if setup.name in LANDED and all(condition(setup) for condition in conditions)]
