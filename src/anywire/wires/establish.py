@@ -134,7 +134,8 @@ def connect_steps(
     wire: Wire, address: Address, face: str, options: Mapping[str, Any], wait: float | None
 ) -> Steps[MessageEndpoint]:
     """Connect; while nobody is there, try again for `wait` seconds (first soon, then every half second)."""
-    deadline = None if wait is None else time.monotonic() + wait
+    begun = time.monotonic()
+    deadline = None if wait is None else begun + wait
     pause = 0.01
     while True:
         try:
@@ -146,8 +147,12 @@ def connect_steps(
         except AnywireError:
             raise
         except OSError as error:
+            if error.errno == errno.ETIMEDOUT:  # the kernel's own patience, of minutes, was shorter than the caller's
+                raise TimedOut(time.monotonic() - begun, address=str(address), operation="connect") from error
             if error.errno not in ABSENT:
-                raise
+                if error.errno is None or str(address) in str(error):
+                    raise
+                raise type(error)(error.errno, f"connect {address}: {error.strerror}") from error
             refused = Refused(
                 f"nobody listens there ({error.strerror})",
                 address=str(address),

@@ -6,14 +6,16 @@ fails.
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import ipaddress
 import os
 import socket
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from anywire.contract.address import Address
+from anywire.contract.address import Address, require_host_port
 from anywire.contract.endpoint import ByteEndpoint, MessageEndpoint
 from anywire.contract.errors import Refused
 from anywire.contract.peer import Peer
@@ -24,6 +26,22 @@ ATTEMPT_DELAY = 0.25
 """Seconds before the next address is tried beside the one under way: RFC 8305 section 5."""
 SO_RXQ_OVFL = 40
 """socket(7): count what found the receive buffer full; the socket module has no name for it."""
+
+
+def check(address: Address) -> None:
+    """What tcp, tls and udp addresses have in common: a host with a port, no path, and a zone where there are many."""
+    host, _ = require_host_port(address)
+    if not address.zone and ":" in host and ipaddress.IPv6Address(host).is_link_local:
+        raise address.error("host", "a link-local address is on every interface: name one, as in [fe80::1%25eth0]")
+
+
+def look_up(address: Address, kind: socket.SocketKind) -> list[Any]:
+    """The socket addresses to listen on; all of this host's for an empty host. Waits for the resolver."""
+    host = f"{address.host}%{address.zone}" if address.zone else address.host or None
+    try:
+        return socket.getaddrinfo(host, address.port or 0, type=kind, flags=socket.AI_PASSIVE)
+    except socket.gaierror as error:
+        raise socket.gaierror(error.errno, f"listen {address}: {error.strerror}") from None
 
 
 def keep_alive(sock: socket.socket, bound: float) -> None:
@@ -115,9 +133,10 @@ def text_address(scheme: str, name: Any) -> Address:
     host = host.removeprefix("::ffff:") if "." in host else host  # an IPv4 peer of a socket for both
     if ":" in host:
         zone = ""
-        if "%" in host:
-            host, zone = host.split("%", 1)
-        return Address.parse(f"{scheme}://[{host}{'%25' + zone if zone else ''}]:{port}")
+        if name[3]:
+            with contextlib.suppress(OSError):  # the interface has gone meanwhile
+                zone = "%25" + socket.if_indextoname(name[3])
+        return Address.parse(f"{scheme}://[{host}{zone}]:{port}")
     return Address.parse(f"{scheme}://{host}:{port}")
 
 
@@ -133,9 +152,7 @@ def listen_tcp(address: Address, backlog: int, *, reuse_port: bool = False) -> s
             sock = socket.create_server(("", address.port or 0), backlog=backlog, reuse_port=reuse_port)
         sock.setblocking(False)
         return sock
-    host = f"{address.host}%{address.zone}" if address.zone else address.host
-    infos = socket.getaddrinfo(host, address.port or 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    family, kind, protocol, _, target = infos[0]
+    family, kind, protocol, _, target = look_up(address, socket.SOCK_STREAM)[0]
     sock = socket.socket(family, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, protocol)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -10,7 +10,7 @@ import socket
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from anywire.contract.address import Address, require_host_port
+from anywire.contract.address import Address
 from anywire.contract.endpoint import ByteEndpoint
 from anywire.contract.options import Option
 from anywire.contract.traits import Traits
@@ -55,7 +55,7 @@ class TcpWire(Wire):
 
     def check(self, address: Address) -> None:
         """An address needs a port, and no path."""
-        require_host_port(address)
+        sockets.check(address)
 
     def dial(self, address: Address, options: Mapping[str, Any]) -> Steps[ByteEndpoint]:
         """Connect."""

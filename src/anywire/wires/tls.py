@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
 
-from anywire.contract.address import Address, require_host_port
+from anywire.contract.address import Address
 from anywire.contract.endpoint import ByteEndpoint, MessageEndpoint
 from anywire.contract.errors import BadFrame, PeerLost, Refused, TimedOut, Unsupported
 from anywire.contract.options import Option, Side, path, text, words
@@ -231,7 +231,7 @@ class TlsWire(Wire):
 
     def check(self, address: Address) -> None:
         """An address needs a port, and no path."""
-        require_host_port(address)
+        sockets.check(address)
 
     def dial(self, address: Address, options: Mapping[str, Any]) -> Steps[ByteEndpoint]:
         """Connect, shake hands, verify."""

@@ -25,7 +25,7 @@ import weakref
 from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
-from anywire.contract.address import Address, require_host_port
+from anywire.contract.address import Address
 from anywire.contract.errors import Refused
 from anywire.contract.options import Option, Side, count, size
 from anywire.contract.traits import Traits
@@ -221,9 +221,8 @@ def set_buffer(sock: socket.socket, options: Mapping[str, Any]) -> None:
 
 def bind(address: Address, options: Mapping[str, Any]) -> socket.socket:
     """A bound socket. An empty host is every address of this host (IPv6 with IPv4 mapped, where the host has IPv6)."""
-    host: str | None = f"{address.host}%{address.zone}" if address.zone else address.host or None
     kind = socket.SOCK_DGRAM
-    infos = socket.getaddrinfo(host, address.port or 0, type=kind, flags=socket.AI_PASSIVE)
+    infos = sockets.look_up(address, kind)
     if not address.host:
         infos.sort(key=lambda info: info[0] != socket.AF_INET6)
     failure: OSError | None = None
@@ -274,7 +273,7 @@ class UdpWire(Wire):
 
     def check(self, address: Address) -> None:
         """An address needs a port, and no path."""
-        require_host_port(address)
+        sockets.check(address)
 
     def dial(self, address: Address, options: Mapping[str, Any]) -> Steps[DatagramEndpoint]:
         """A socket connected to the first address that this host has a way to. Nothing is sent: nobody may be there."""
