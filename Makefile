@@ -42,8 +42,11 @@ COMPILED := $(subst /,.,$(patsubst src/%.pyx,%,$(sort $(shell find src -name '*.
 demo: $(VENV)/.built $(VENV)/.group-cli
 	$(BIN)/anywire demo $(DEMO_ARGS)
 
+# Most tests wait for other processes, so more of them than CPUs run at a time; PARALLEL= runs them one by one.
+PARALLEL ?= -n 4 --dist worksteal
 test: $(VENV)/.built $(VENV)/.group-test
-	$(BIN)/python -m pytest $(PYTEST_ARGS) $(TESTS)
+	@mkdir -p build
+	ANYWIRE_CONFORMANCE_RESULT=build/conformance.json $(BIN)/python -m pytest $(PARALLEL) $(PYTEST_ARGS) $(TESTS)
 
 bench: $(VENV)/.built $(VENV)/.group-bench
 	$(BIN)/anywire bench $(BENCH_ARGS)
@@ -60,7 +63,7 @@ sanitize:
 	LD_PRELOAD=$$(gcc -print-file-name=libasan.so) PYTHONMALLOC=malloc \
 	ASAN_OPTIONS=detect_leaks=0:halt_on_error=1:log_path=$(CURDIR)/build/sanitizer \
 	UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1:log_path=$(CURDIR)/build/sanitizer \
-	.venv-sanitize/bin/python -m pytest --timeout 240 -m "not no_sanitize" $(PYTEST_ARGS) $(SANITIZE_TESTS); \
+	.venv-sanitize/bin/python -m pytest --timeout 240 -m "not no_sanitize and not faults" $(PARALLEL) $(PYTEST_ARGS) $(SANITIZE_TESTS); \
 	status=$$?; for report in build/sanitizer.*; do \
 		if [ -e "$$report" ]; then grep -v '/Python/\|Objects/\|Include/internal' "$$report" | head -n 40; status=1; fi; \
 	done; exit $$status

@@ -6,8 +6,8 @@
     python scripts/guarantee_table.py --check result.json    # exit status 1 when README.md says something else
 
 A cell is "yes" when the wire ran that guarantee's scenarios on both fronts and all passed, "FAILED" when one failed,
-and "–" when the wire's line doesn't promise it (its scenarios don't run on that wire). Counts of scenarios are left out on
-purpose: the table changes when a promise does, not when a test is added.
+and "–" when the wire's line doesn't promise it (its scenarios don't run on that wire). Counts of scenarios are left out
+on purpose: the table changes when a promise does, not when a test is added.
 """
 
 from __future__ import annotations

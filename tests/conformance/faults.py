@@ -58,7 +58,7 @@ def lost_wakeup() -> None:
                 operation.send(None)
             except StopIteration as returned:
                 return returned.value
-            await asyncio.get_running_loop().create_future()
+            return await asyncio.get_running_loop().create_future()
 
     use(Channel)
 
@@ -283,14 +283,14 @@ def loss_taken_for_a_clean_end() -> None:
             try:
                 return await super().recv(**options)
             except anywire.PeerLost as error:
-                raise anywire.EndOfChannel() from error
+                raise anywire.EndOfChannel from error
 
     class Blocking(blocking.Channel):
         def recv(self, **options: Any) -> Any:
             try:
                 return super().recv(**options)
             except anywire.PeerLost as error:
-                raise anywire.EndOfChannel() from error
+                raise anywire.EndOfChannel from error
 
     use(Channel, Blocking)
 

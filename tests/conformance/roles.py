@@ -27,6 +27,7 @@ from typing import Any
 
 import anywire
 import anywire.sync
+from anywire.contract import counters
 from anywire.contract.handle import Handle
 
 from .peer import PeerSide
@@ -511,7 +512,7 @@ def connect_and_close(peer: PeerSide, address: str, front: str, count: int, opti
 
 def start_limited_server(peer: PeerSide, address: str, front: str, descriptors: int) -> str:
     """An echo server of either front, in a thread, in a process that may open only so many descriptors more."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     started: queue.SimpleQueue[str] = queue.SimpleQueue()
 
     def limit() -> None:
@@ -572,6 +573,10 @@ def resources(peer: PeerSide | None = None) -> dict[str, int]:
 
 def cpu_seconds(peer: PeerSide | None = None) -> float:
     return time.process_time()
+
+
+def accept_errors(peer: PeerSide) -> int:
+    return counters.snapshot().sum("accept_errors")
 
 
 def run(peer: PeerSide, function: Callable[..., Any], *args: Any) -> Any:

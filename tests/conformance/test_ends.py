@@ -198,7 +198,7 @@ async def test_close_with_unread_input_destroys_nothing(world: World) -> None:
 @holds(CLOSE, connected)
 async def test_close_keeps_its_deadline(world: World) -> None:
     """The peer neither reads nor closes. Close gives up at its deadline and leaves nothing open."""
-    channel, peer = await world.open("send")
+    channel, _peer = await world.open("send")
     size = min(world.setup.largest, 60_000)
     count = 0
     while channel.try_send(message(count, size)):
@@ -231,7 +231,7 @@ async def test_a_closed_channel_says_so(world: World) -> None:
 
 @holds(CLOSE, reliable)
 async def test_abort_ends_a_waiting_receiver(world: World) -> None:
-    channel, peer = await world.open("receive")
+    channel, _peer = await world.open("receive")
     waiting = await world.still_waiting(channel.recv())
     channel.abort()
     with pytest.raises(anywire.ChannelClosed):
@@ -242,7 +242,7 @@ async def test_abort_ends_a_waiting_receiver(world: World) -> None:
 
 @holds(CLOSE, reliable)
 async def test_close_ends_a_waiting_receiver(world: World) -> None:
-    channel, peer = await world.open("receive")
+    channel, _peer = await world.open("receive")
     waiting = await world.still_waiting(channel.recv())
     closing = asyncio.ensure_future(channel.close(timeout=0.2))
     with pytest.raises((anywire.ChannelClosed, anywire.EndOfChannel)):
@@ -252,7 +252,7 @@ async def test_close_ends_a_waiting_receiver(world: World) -> None:
 
 @holds(CLOSE, connected)
 async def test_abort_ends_a_waiting_sender(world: World) -> None:
-    channel, peer = await world.open("send")
+    channel, _peer = await world.open("send")
     size = min(world.setup.largest, 60_000)
     while channel.try_send(message(0, size)):
         pass

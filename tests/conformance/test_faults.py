@@ -34,6 +34,7 @@ def test_there_are_twenty() -> None:
     assert len(FAULTS) >= 20
 
 
+@pytest.mark.faults
 def test_without_a_fault_the_same_scenarios_are_green() -> None:
     expressions = sorted({expression for expression, _install in FAULTS.values()})
     code, said = run(" or ".join(f"({expression})" for expression in expressions))
@@ -41,11 +42,12 @@ def test_without_a_fault_the_same_scenarios_are_green() -> None:
     assert re.search(r"\d+ passed", said), said
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("fault", FAULTS)
 def test_the_fault_turns_the_suite_red(fault: str) -> None:
     code, said = run(FAULTS[fault][0], fault)
     assert code == 1, f"{fault} went unnoticed:\n{said}"
-    assert re.search(r"^\d+ failed", said, re.M), said
+    assert re.search(r"^\d+ failed", said, re.MULTILINE), said
     expectation = r"^E +(AssertionError|BufferError|Failed|TimeoutError|assert|conformance.*PeerFailed|anywire\.\w+)"
-    noticed = re.findall(expectation, said, re.M)
+    noticed = re.findall(expectation, said, re.MULTILINE)
     assert noticed, f"{fault}: it failed, but not by an expectation:\n{said}"
