@@ -23,7 +23,7 @@ def run(expression: str, fault: str = "") -> tuple[int, str]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "ANYWIRE_"))}
     if fault:
         environment["ANYWIRE_FAULT"] = fault
-    environment["ANYWIRE_CONFORMANCE_DEADLINE"] = "4"
+    environment["ANYWIRE_CONFORMANCE_DEADLINE"] = "4" if fault else "40"
     command = [sys.executable, "-m", "pytest", str(HERE), "-x", "-q", "-k", expression, "-p", "no:cacheprovider"]
     command += ["--ignore", __file__, "--tb=short"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
