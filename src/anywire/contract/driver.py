@@ -8,6 +8,7 @@ thread, `call_soon_threadsafe` excepted. A driver holds nothing but the loop's b
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import select
 import socket
 import time
@@ -84,6 +85,10 @@ class AsyncioDriver:
     async def answer(self, request: Wait | Resolve) -> Any:
         """Wait as one request asks."""
         if isinstance(request, Resolve):
+            with contextlib.suppress(socket.gaierror):     # a number needs no resolver, and so no thread to wait in
+                return socket.getaddrinfo(
+                    request.host, request.port, request.family, request.type, flags=socket.AI_NUMERICHOST
+                )
             return await self.loop.getaddrinfo(
                 request.host, request.port, family=request.family, type=socket.SocketKind(request.type)
             )

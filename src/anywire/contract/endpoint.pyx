@@ -513,7 +513,8 @@ cdef class BytePump(MessageEndpoint):
     def release(self):
         self.closed = True
         self.read_fd = self.write_fd = -1
-        self.body = None
+        if not self.writing:             # else a thread is inside write(2) with these bytes; it drops them itself
+            self.drop_output()
         self.bytes.release()
 
     def interrupt(self):

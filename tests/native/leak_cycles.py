@@ -1,0 +1,388 @@
+"""One process that connects, sends, receives and closes thousands of times, and prints what it holds before and after.
+
+    python leak_cycles.py WIRE FRONT CYCLES [--trace]
+
+Server and client are both in it, so a leak of either side shows. Besides the polite way there are those that end in an
+error, a time-out, a cancellation or an abort, where a reference is easily forgotten: the cycles are shared out among
+the ways. Prints one JSON object: {way: [held before, held after]}; with --trace also where what was added came from.
+Run by test_leaks.py, alone in its process, so that nothing else allocates.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import gc
+import json
+import os
+import sys
+import threading
+import tracemalloc
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any
+
+import anywire
+from anywire import sync
+from anywire.contract.wire import wire_for
+
+WARM_UP = 100
+"""Cycles of each way before the first look: imports, free lists and pools fill up in these."""
+Watch = Callable[[str], None]
+LARGE = bytes(300_000)
+"""More than one read brings, so that it is received into its own buffer."""
+MORE_THAN_FITS = bytes(3 << 20)
+"""More than the kernel holds between two processes that don't read."""
+LIMIT = 8 << 20
+GONE = (anywire.PeerLost, anywire.ChannelClosed)
+
+
+class Mallinfo(ctypes.Structure):
+    """mallinfo(3): what malloc has handed out, of all its arenas."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()
+    ]
+
+
+libc = ctypes.CDLL(None)
+libc.mallinfo2.restype = Mallinfo
+
+
+def malloced() -> int:
+    """Bytes that malloc has handed out: the native code's, and Python's objects above 512 bytes."""
+    info = libc.mallinfo2()
+    return int(info.uordblks + info.hblkhd)
+
+
+def resident() -> int:
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def held() -> dict[str, Any]:
+    for _ in range(3):
+        gc.collect()
+    libc.malloc_trim(0)     # what handler threads freed in arenas of their own goes back to the kernel
+    return {
+        "objects": sys.getallocatedblocks(),
+        "malloced": malloced(),
+        "resident": resident(),
+        "descriptors": sorted(os.readlink(f"/proc/self/fd/{fd}").partition(":")[0] for fd in descriptors()),
+        # The loop's pool for getaddrinfo(3) grows as it likes, to a few threads.
+        "threads": sum(not thread.name.startswith("asyncio_") for thread in threading.enumerate()),
+    }
+
+
+def descriptors() -> list[str]:
+    return [fd for fd in os.listdir("/proc/self/fd") if os.path.lexists(f"/proc/self/fd/{fd}")]
+
+
+def missing(address: anywire.Address) -> str:
+    """An address of the same wire where nobody listens."""
+    if address.scheme == "inproc":
+        return "inproc://nobody-listens-here"
+    return "tcp://127.0.0.1:1" if address.scheme == "tcp" else "unix:@anywire-nobody-listens-here"
+
+
+def has_streams(wire: str) -> bool:
+    """Whether it carries bytes too."""
+    return "stream" in wire_for(wire).traits(anywire.Address.parse(wire)).kind
+
+
+def other(wire: str) -> str:
+    """A second address beside it."""
+    return wire + "-bytes" if "@" in wire else wire
+
+
+# ---- the async front ------------------------------------------------------------------------------------------------
+
+
+async def async_echo(channel: anywire.Channel) -> None:
+    with contextlib.suppress(*GONE):
+        async for message in channel:
+            await channel.send(message)
+
+
+async def async_stream_echo(stream: anywire.Stream) -> None:
+    with contextlib.suppress(*GONE, ConnectionError):
+        async for chunk in stream:
+            await stream.write(chunk)
+
+
+async def a_small(channel: anywire.Channel) -> None:
+    await channel.send(b"small")
+    assert await channel.recv() == b"small"
+
+
+async def a_large(channel: anywire.Channel) -> None:
+    await channel.send(LARGE)
+    assert len(await channel.recv()) == len(LARGE)
+    await channel.send(LARGE)
+    assert await channel.recv_into(bytearray(len(LARGE))) == len(LARGE)
+
+
+async def a_view(channel: anywire.Channel) -> None:
+    await channel.send(memoryview(b"view"))
+    assert bytes(await channel.recv(copy=False)) == b"view"
+
+
+async def a_batches(channel: anywire.Channel) -> None:
+    await channel.send_many([b"a", b"b", bytearray(b"c")])
+    got: list[bytes] = []
+    while len(got) < 3:
+        got += await channel.recv_many()
+    loan = channel.loan(4)
+    memoryview(loan)[:] = b"loan"
+    await channel.send(loan)
+    assert await channel.recv() == b"loan"
+    channel.loan(100_000)          # taken and never sent
+
+
+async def a_half_close(channel: anywire.Channel) -> None:
+    await channel.send(b"last")
+    await channel.send_eof()
+    assert [message async for message in channel] == [b"last"]
+
+
+async def a_cancelled_receive(channel: anywire.Channel) -> None:
+    for receive in (channel.recv, lambda: channel.recv_into(bytearray(10)), channel.recv_many):
+        task = asyncio.ensure_future(receive())
+        await asyncio.sleep(0)
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+    await a_small(channel)
+
+
+async def a_timed_out_receive(channel: anywire.Channel) -> None:
+    with contextlib.suppress(anywire.TimedOut):
+        await channel.recv(timeout=0)
+    await channel.send(b"answered")
+
+
+async def a_too_large(channel: anywire.Channel) -> None:
+    with contextlib.suppress(anywire.TooLarge):
+        await channel.send(bytes(LIMIT + 1))
+    await a_small(channel)
+
+
+async def a_cancelled_send(channel: anywire.Channel) -> None:
+    senders = [asyncio.ensure_future(channel.send(MORE_THAN_FITS)) for _ in range(3)]
+    await asyncio.sleep(0)
+    for sender in senders:
+        sender.cancel()
+    await asyncio.gather(*senders, return_exceptions=True)
+    channel.abort()
+
+
+async def a_abort(channel: anywire.Channel) -> None:
+    await channel.send(b"never read")
+    channel.abort()
+
+
+ASYNC_KINDS = [
+    a_small, a_large, a_view, a_batches, a_half_close, a_cancelled_receive, a_timed_out_receive, a_too_large,
+    a_cancelled_send, a_abort,
+]  # fmt: skip
+
+
+async def a_refused(address: anywire.Address) -> None:
+    with contextlib.suppress(anywire.Refused):
+        await anywire.connect(missing(address))
+
+
+async def a_stream(address: anywire.Address) -> None:
+    async with anywire.connect_stream(address) as stream:
+        await stream.write(b"line\nrest")
+        assert await stream.read_until(b"\n") == b"line\n"
+        assert await stream.read_exactly(4) == b"rest"
+
+
+async def forget_cancelled_timers() -> None:
+    """asyncio keeps cancelled timers until they are more than a hundred, and more than half of all."""
+    loop = asyncio.get_running_loop()
+    for _ in range(400):
+        loop.call_later(3600, print).cancel()
+    await asyncio.sleep(0)
+
+
+async def async_cycles(wire: str, cycles: int, watch: Watch) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        servers = [await stack.enter_async_context(anywire.serve(async_echo, wire, max_message=LIMIT))]
+        address = servers[0].addresses[0]
+
+        async def through(kind: Callable[[anywire.Channel], Awaitable[None]]) -> None:
+            channel = await anywire.connect(address, max_message=LIMIT, wait=10)
+            await kind(channel)
+            with contextlib.suppress(anywire.PeerLost):
+                await channel.close()
+
+        ways: dict[str, Callable[[], Awaitable[None]]] = {kind.__name__: partial(through, kind) for kind in ASYNC_KINDS}
+        ways["a_refused"] = partial(a_refused, address)
+        if has_streams(wire):
+            servers.append(await stack.enter_async_context(anywire.serve_stream(async_stream_echo, other(wire))))
+            ways["a_stream"] = partial(a_stream, servers[1].addresses[0])
+        for _ in range(WARM_UP):
+            for way in ways.values():
+                await way()
+        for name, way in ways.items():
+            for many in (1, cycles // len(ways)):
+                for _ in range(many):
+                    await way()
+                    await asyncio.sleep(0)       # a way that never had to wait leaves the loop its chores
+                await through(a_small)           # served after all that were still in the backlog
+                while any(server.connections for server in servers):
+                    await asyncio.sleep(0)
+                await forget_cancelled_timers()
+                watch(name)
+
+
+# ---- the blocking front ---------------------------------------------------------------------------------------------
+
+
+def echo(channel: sync.Channel) -> None:
+    with contextlib.suppress(*GONE):
+        for message in channel:
+            channel.send(message)
+
+
+def stream_echo(stream: sync.Stream) -> None:
+    with contextlib.suppress(*GONE, ConnectionError):
+        for chunk in stream:
+            stream.write(chunk)
+
+
+def small(channel: sync.Channel) -> None:
+    channel.send(b"small")
+    assert channel.recv() == b"small"
+
+
+def large(channel: sync.Channel) -> None:
+    channel.send(LARGE)
+    assert len(channel.recv()) == len(LARGE)
+    channel.send(LARGE)
+    assert channel.recv_into(bytearray(len(LARGE))) == len(LARGE)
+
+
+def view(channel: sync.Channel) -> None:
+    channel.send(memoryview(b"view"))
+    assert bytes(channel.recv(copy=False)) == b"view"
+
+
+def batches(channel: sync.Channel) -> None:
+    channel.send_many([b"a", b"b", bytearray(b"c")])
+    got: list[bytes] = []
+    while len(got) < 3:
+        got += channel.recv_many()
+    loan = channel.loan(4)
+    memoryview(loan)[:] = b"loan"
+    channel.send(loan)
+    assert channel.recv() == b"loan"
+    channel.loan(100_000)          # taken and never sent
+
+
+def half_close(channel: sync.Channel) -> None:
+    channel.send(b"last")
+    channel.send_eof()
+    assert list(channel) == [b"last"]
+
+
+def timed_out_receives(channel: sync.Channel) -> None:
+    for receive in (channel.recv, lambda timeout: channel.recv_into(bytearray(10), timeout=timeout), channel.recv_many):
+        with contextlib.suppress(anywire.TimedOut):
+            receive(timeout=0)
+    small(channel)
+
+
+def too_large(channel: sync.Channel) -> None:
+    with contextlib.suppress(anywire.TooLarge):
+        channel.send(bytes(LIMIT + 1))
+    small(channel)
+
+
+def timed_out_send(channel: sync.Channel) -> None:
+    for _ in range(3):
+        with contextlib.suppress(anywire.TimedOut):
+            channel.send(MORE_THAN_FITS, timeout=0)
+    channel.abort()
+
+
+def abort(channel: sync.Channel) -> None:
+    channel.send(b"never read")
+    channel.abort()
+
+
+KINDS = [small, large, view, batches, half_close, timed_out_receives, too_large, timed_out_send, abort]
+
+
+def refused(address: anywire.Address) -> None:
+    with contextlib.suppress(anywire.Refused):
+        sync.connect(missing(address))
+
+
+def stream(address: anywire.Address) -> None:
+    with sync.connect_stream(address) as stream:
+        stream.write(b"line\nrest")
+        assert stream.read_until(b"\n") == b"line\n"
+        assert stream.read_exactly(4) == b"rest"
+
+
+def blocking_cycles(wire: str, cycles: int, watch: Watch) -> None:
+    with contextlib.ExitStack() as stack:
+        servers = [stack.enter_context(sync.serve(echo, wire, max_message=LIMIT))]
+        address = servers[0].addresses[0]
+
+        def through(kind: Callable[[sync.Channel], None]) -> None:
+            channel = sync.connect(address, max_message=LIMIT, wait=10)      # the backlog may be full
+            kind(channel)
+            with contextlib.suppress(anywire.PeerLost):
+                channel.close()
+
+        ways: dict[str, Callable[[], None]] = {kind.__name__: partial(through, kind) for kind in KINDS}
+        ways["refused"] = partial(refused, address)
+        if has_streams(wire):
+            servers.append(stack.enter_context(sync.serve_stream(stream_echo, other(wire))))
+            ways["stream"] = partial(stream, servers[1].addresses[0])
+        steady = threading.active_count()
+        for _ in range(WARM_UP):
+            for way in ways.values():
+                way()
+        for name, way in ways.items():
+            for many in (1, cycles // len(ways)):
+                for _ in range(many):
+                    way()
+                through(small)                   # served after all that were still in the backlog
+                while any(server.connections for server in servers) or threading.active_count() > steady:
+                    os.sched_yield()
+                watch(name)
+
+
+def main() -> None:
+    wire, front, cycles = sys.argv[1], sys.argv[2], int(sys.argv[3])
+    looks: dict[str, list[dict[str, Any]]] = {}
+    traced: list[tracemalloc.Snapshot] = []
+    if "--trace" in sys.argv:
+        tracemalloc.start(8)
+
+    def watch(way: str) -> None:
+        """Called before and after the cycles of each way."""
+        looks.setdefault(way, []).append(held())
+        if tracemalloc.is_tracing():
+            traced.append(tracemalloc.take_snapshot())
+            if len(looks[way]) == 2:
+                print(f"---- {way}", file=sys.stderr)
+                for difference in traced[-1].compare_to(traced[-2], "traceback")[:3]:
+                    print(difference, *difference.traceback.format(), sep="\n", file=sys.stderr)
+
+    if front == "async":
+        asyncio.run(async_cycles(wire, cycles, watch))
+    else:
+        blocking_cycles(wire, cycles, watch)
+    print(json.dumps(looks))
+
+
+if __name__ == "__main__":
+    main()
