@@ -65,6 +65,7 @@ def test_completion_knows_commands_and_schemes() -> None:
     assert complete("anywire c") == ["cat", "completion"]
     assert "unix:///" in complete("anywire cat u")
     assert "--listen" in complete("anywire cat --l")
+    assert complete("anywire demo --wires unix,t") == ["unix,tcp", "unix,tls"]
 
 
 @pytest.mark.parametrize("missing", [["click"], ["rich"], ["click", "rich"]], ids=" ".join)

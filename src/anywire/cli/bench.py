@@ -141,25 +141,27 @@ def plot(results: Results, sizes: Sequence[int], file: Path) -> None:
     """Round trips and one-way bytes a second over message size, both axes logarithmic; the suffix is the format."""
     matplotlib = importlib.import_module("matplotlib")
     matplotlib.use("Agg")                   # a file, never a window
-    figure, axes = importlib.import_module("matplotlib.pyplot").subplots(1, 2, figsize=(13, 6), layout="constrained")
+    figure, axes = importlib.import_module("matplotlib.pyplot").subplots(1, 2, figsize=(15, 6), layout="constrained")
+    names = list(dict.fromkeys(name for cell in results.cells.values() for name in cell))
+    palette = matplotlib.colormaps["nipy_spectral"].resampled(len(names) + 1)
+    colours = {name: palette(number) for number, name in enumerate(names)}
     for axis, phase, measured, label in (
         (axes[0], "echo", "rate", "round trips/s"),
         (axes[1], "flow", "mb_s", "one way, MB/s"),
     ):
-        names: dict[str, None] = {}
-        for size in sizes:
-            names.update(dict.fromkeys(results.cells.get(f"{phase} {size}", {})))
         for name in names:
             points = [(size, results.median(f"{phase} {size}", name, measured)) for size in sizes]
             points = [point for point in points if point[1] is not None]
             if points:
                 ours = name.startswith("anywire")
-                axis.plot(*zip(*points, strict=True), "-o" if ours else "--s", label=name, linewidth=2 if ours else 1)
+                style = {"color": colours[name], "label": name, "linewidth": 2 if ours else 1}
+                axis.plot(*zip(*points, strict=True), "-o" if ours else "--s", **style)
         axis.set(xscale="log", yscale="log", xlabel="message size", ylabel=label)
         axis.set_xticks(list(sizes), [size_name(size) for size in sizes])
         axis.minorticks_off()
         axis.grid(True, alpha=0.3)
-    axes[0].legend(fontsize="small")
+    handles = {text: line for axis in axes for line, text in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles.keys(), loc="outside right upper", fontsize="small")
     figure.suptitle("Two processes: higher is better")
     figure.savefig(file, dpi=120)
 

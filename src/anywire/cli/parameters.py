@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -29,6 +30,16 @@ class Names(click.ParamType):  # type: ignore[type-arg] # generic since click 8.
             if word not in self.known:
                 self.fail(f"{word!r} is none of {', '.join(self.known)}")
         return found
+
+
+    def shell_complete(self, context: click.Context, parameter: click.Parameter, text: str) -> list[CompletionItem]:
+        """The names that may come next, after those that are there."""
+        before, comma, begun = text.rpartition(",")
+        had = before.split(",")
+        return [
+            CompletionItem(before + comma + name)
+            for name in self.known if name.startswith(begun) and name not in had
+        ]
 
 
 def _matplotlib_is_here(context: click.Context, parameter: click.Parameter, file: Path | None) -> Path | None:

@@ -183,10 +183,10 @@ def plot(outcome: Outcome, file: Path) -> None:
     )
     axes[0].barh(names, [figures["messages_s"] for _, figures in done], color=colours)
     axes[0].set(xlabel="messages/s (a file there, its digest back)")
-    axes[1].barh(names, [figures["p50_us"] for _, figures in done], color=colours)
     for row, (_, figures) in enumerate(done):
-        axes[1].plot([figures["p50_us"], figures["p99_us"]], [row, row], color="black", linewidth=1)
-    axes[1].set(xlabel="round trip, µs: median, line to the 99th percentile")
+        axes[1].plot([figures["p50_us"], figures["p99_us"]], [row, row], color=colours[row], linewidth=2)
+        axes[1].plot(figures["p50_us"], row, "o", color=colours[row])
+    axes[1].set(xscale="log", xlabel="round trip, µs: median, line to the 99th percentile")
     for axis in axes:
         axis.grid(True, axis="x", alpha=0.3)
     figure.suptitle(material_line(outcome.material))
