@@ -16,9 +16,11 @@ import pytest
 from cli_processes import ANYWIRE, PATIENCE, finish, listening, run, started, wait_with_memory
 
 from anywire import sync
+from anywire.cli.certificates import NoAuthority
+from anywire.cli.certificates import make as make_certificates
 from anywire.contract.errors import EndOfChannel, PeerLost
 
-WIRES = ["tcp://127.0.0.1:0", "unix://{tmp}/s", "unix:@anywire-cat-test-{pid}"]
+WIRES = ["tcp://127.0.0.1:0", "unix://{tmp}/s", "unix:@anywire-cat-test-{pid}", "unix://{tmp}/q?type=seqpacket"]
 
 
 @pytest.fixture(params=WIRES)
@@ -38,6 +40,55 @@ def test_both_directions_binary_and_each_end_by_itself(address: str) -> None:
         assert client.stdout == answer
         assert results[0][0] == question
         assert client.returncode == 0 == server.returncode
+
+
+def test_certificates_are_options_of_the_address(tmp_path: Path) -> None:
+    try:
+        ca, cert, key = make_certificates(tmp_path)
+    except NoAuthority as reason:
+        pytest.skip(str(reason))
+    with listening(f"tls://127.0.0.1:0?cert={cert}&key={key}", stdin=subprocess.DEVNULL) as (server, real):
+        assert run("cat", real, stdin=b"x").returncode == 1                # nobody vouches for it
+    with listening("-o", f"cert={cert}", "-o", f"key={key}", "tls://127.0.0.1:0") as (server, real):
+        client = run("cat", "--send-only", "-o", f"ca={ca}", real, stdin=b"over tls")
+        assert (client.returncode, client.stderr) == (0, b"")
+        assert finish(server)[0] == b"over tls"
+
+
+def test_datagrams_in_both_directions_end_by_silence() -> None:
+    """udp has no end to tell: --linger is how long both listen after their input."""
+    with listening("--linger", "5", "udp://127.0.0.1:0") as (server, real), started("cat", real) as client:
+        assert client.stdin is not None and client.stdout is not None
+        assert server.stdin is not None and server.stdout is not None
+        client.stdin.write(b"question\n")
+        client.stdin.flush()
+        assert server.stdout.readline() == b"question\n"
+        server.stdin.write(b"answer\n")
+        server.stdin.flush()
+        assert client.stdout.readline() == b"answer\n"
+        assert finish(client) == (b"", b"")
+        assert client.returncode == 0
+        assert finish(server)[0] == b""
+        assert server.returncode == 0
+
+
+@pytest.mark.parametrize("raw", [[], ["--raw"]], ids=["messages", "raw"])
+def test_an_inherited_pipe_joins_two_of_them(raw: list[str]) -> None:
+    reader, writer = os.pipe()
+    try:
+        with (
+            started("cat", *raw, f"pipe:?read={reader}", stdin=subprocess.DEVNULL, pass_fds=[reader]) as taking,
+            started("cat", *raw, f"pipe:?write={writer}", pass_fds=[writer]) as giving,
+        ):
+            os.close(writer)
+            writer = -1
+            assert finish(giving, b"through a pipe\0") == (b"", b"")
+            assert finish(taking, None) == (b"through a pipe\0", b"")
+            assert giving.returncode == 0 == taking.returncode
+    finally:
+        for fd in (reader, writer):
+            if fd >= 0:
+                os.close(fd)
 
 
 def test_what_is_said_arrives_while_input_is_open(address: str) -> None:

@@ -68,7 +68,8 @@ def places(directory: Path, wanted: Iterable[str] | None = None) -> list[Place]:
         Place("fifo", f"fifo://{directory}/both?reply=true", "with ?reply=true"),
         Place("fifo one-way", f"fifo://{directory}/oneway",
               reason="no answer can come back; with ?reply=true it can"),
-        Place("udp", "udp://127.0.0.1:0"),
+        # Nobody says goodbye over udp: the server is done when the client has been silent for so long.
+        Place("udp", "udp://127.0.0.1:0?idle_timeout=0.3", "with ?idle_timeout=0.3"),
         Place("inproc", "inproc://demo", THREAD_NOTE, threaded=True),
     ]
     known = {Address.parse(place.listen).scheme for place in table if place.listen != PIPE} | {"pipe"}

@@ -119,7 +119,7 @@ def whole(outcome: Outcome) -> RenderableType:
         Text("  p50, p99: round trips; CPU: of both processes. Digests are in none of these.", "dim"),
         *notes(outcome),
         Text("\n2. The promises", "bold"),
-        promises_table(outcome),
+        promises_table(outcome) if outcome.promises else Text("   These wires promise neither delivery nor an end.\n"),
         Text.assemble(("3. ", "bold"), left_line(outcome)),
     ]
     problems = outcome.problems
@@ -128,9 +128,9 @@ def whole(outcome: Outcome) -> RenderableType:
         parts += [Text(f"  {problem}", "red") for problem in problems]
     else:
         took = sum(bool(contender.messages) for contender in outcome.contenders if contender.place)
-        parts.append(Text(
-            f"\nEvery digest matched over {took} wires and every promise held ({outcome.seconds:.1f} s).", "bold green"
-        ))
+        over = "1 wire" if took == 1 else f"{took} wires"
+        held = "every promise held" if outcome.promises else "no promise was to be shown"
+        parts.append(Text(f"\nEvery digest matched over {over}, {held} ({outcome.seconds:.1f} s).", "bold green"))
     return Group(*parts)
 
 
