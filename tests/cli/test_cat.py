@@ -18,7 +18,9 @@ from cli_processes import ANYWIRE, PATIENCE, finish, listening, run, started, wa
 from anywire import sync
 from anywire.cli.certificates import NoAuthority
 from anywire.cli.certificates import make as make_certificates
-from anywire.contract.errors import EndOfChannel, PeerLost
+from anywire.contract.address import Address
+from anywire.contract.errors import EndOfChannel, PeerLost, TimedOut
+from anywire.contract.wire import wire_for
 
 WIRES = ["tcp://127.0.0.1:0", "unix://{tmp}/s", "unix:@anywire-cat-test-{pid}", "unix://{tmp}/q?type=seqpacket"]
 
@@ -26,6 +28,11 @@ WIRES = ["tcp://127.0.0.1:0", "unix://{tmp}/s", "unix:@anywire-cat-test-{pid}", 
 @pytest.fixture(params=WIRES)
 def address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return str(request.param).format(tmp=tmp_path, pid=os.getpid())
+
+
+def tells_loss(address: str) -> bool:
+    """Whether a loss is told from an end there, and what was taken is confirmed."""
+    return wire_for(address).traits(Address.parse(address)).promises("clean_end")
 
 
 def test_both_directions_binary_and_each_end_by_itself(address: str) -> None:
@@ -228,6 +235,9 @@ def test_a_killed_peer_is_one_line_and_status_1(address: str) -> None:
         assert server.stdout.read(1) == b"x"
         server.kill()
         errors = finish(client, None)[1]
+        if not tells_loss(address):             # but it must not wait for its input
+            assert (client.returncode, errors) == (0, b"")
+            return
         assert client.returncode == 1
         assert errors.startswith(b"anywire: ") and errors.count(b"\n") == 1
         assert b"lost" in errors
@@ -263,6 +273,25 @@ def test_send_only_prints_nothing_and_delivers() -> None:
         done = run("cat", "--send-only", address, stdin=b"data")
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
     assert heard == [b"data"]
+
+
+def test_a_listener_ends_with_its_client_although_its_input_is_open(address: str) -> None:
+    """However the client ends: at once (--send-only), or after a half-close that the listener saw first."""
+    for half_close in (False, True):
+        with listening(address) as (server, real):
+            with sync.connect(real) as channel:
+                channel.send(b"data")
+                if half_close:
+                    channel.send_eof()
+                    assert server.stdout is not None and server.stdout.read(4) == b"data"
+                    with pytest.raises(TimedOut):
+                        channel.recv(timeout=0.1)           # takes in that it was confirmed
+                channel.close()
+                if tells_loss(address):
+                    assert channel.unconfirmed == 0
+            output, _ = finish(server, None)
+            assert server.returncode == 0
+            assert output == (b"" if half_close else b"data")
 
 
 def test_recv_only_leaves_standard_input_alone() -> None:

@@ -90,13 +90,14 @@ class Pump:
         self.half_close = half_close
         self.sent = self.received = 0
         self._ended = threading.Event()         # no more input
+        self._wake = os.eventfd(0)              # the same, for poll(2); one a process, closed by its end
         self._last_byte = 0.0                   # when input ended, or something came
         self._failure: BaseException | None = None
 
     def send_only(self) -> None:
         """Send the input, then close: what comes is not looked at."""
         try:
-            self._send_input()
+            self._send_messages()
             self._close()
         finally:
             self.channel.abort()
@@ -112,12 +113,24 @@ class Pump:
             else:
                 finished = False
             if sending and not finished:
-                self._ended.wait()
+                self._wait_for_sender()
             if self._failure is not None:
                 raise self._failure
             self._close()
         finally:
             self.channel.abort()
+
+    def _wait_for_sender(self) -> None:
+        """Until the input has ended, or the peer has gone: it may have half-closed first, and closed later."""
+        endpoint, poll = self.channel.endpoint, select.poll()
+        poll.register(self._wake, select.POLLIN)
+        # Bare bytes and packets only have the half-close of shutdown(2): there POLLRDHUP may mean just that, and
+        # POLLHUP, which always comes, that both directions are over. Frames have a half-close of their own.
+        if hasattr(endpoint, "decoder") and endpoint.read_fd >= 0:
+            poll.register(endpoint.read_fd, select.POLLRDHUP)
+        elif endpoint.read_fd >= 0 and endpoint.read_fd == endpoint.write_fd:
+            poll.register(endpoint.read_fd, 0)
+        poll.poll()
 
     def _can(self, direction: str) -> bool:
         # Only byte wires have one-way ends; their descriptor of the missing direction is -1.
@@ -136,8 +149,16 @@ class Pump:
         finally:
             self._last_byte = time.monotonic()
             self._ended.set()
+            os.eventfd_write(self._wake, 1)
 
     def _send_input(self) -> None:
+        self._send_messages()
+        try:
+            (self.channel.write_eof if self.framing.raw else self.channel.send_eof)()
+        except Unsupported:
+            pass                                # `linger` is for this
+
+    def _send_messages(self) -> None:
         channel, framing = self.channel, self.framing
         for batch in batches(INPUT, framing, 0 if framing.raw else channel.max_message):
             if framing.raw:
@@ -147,10 +168,6 @@ class Pump:
             else:
                 channel.send_many(batch)
             self.sent += sum(map(len, batch))
-        try:
-            (channel.write_eof if framing.raw else channel.send_eof)()
-        except Unsupported:
-            pass                                # `linger` is for this
 
     # ---- the wire to output
 

@@ -390,6 +390,8 @@ cdef class FramedEndpoint(BytePump):
         return 0
 
     cdef int raise_end(self) except -1:
+        if self.to_confirm and not self.end_sent:
+            self.confirm_now()       # no answer need ever come after the peer's end, and its close() waits for this
         raise EndOfChannel(address=str(self.address), operation="recv",
                            unconfirmed=self.missing())
 
