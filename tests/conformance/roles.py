@@ -439,6 +439,7 @@ def receive_despite_interrupts(
 ) -> list[int]:
     driven = Driven(address, front, options)
     peer.kept["driven"] = driven
+    peer.report("connected")
     numbers: list[int] = []
     while len(numbers) < count:
         try:

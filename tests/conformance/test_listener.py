@@ -124,7 +124,7 @@ async def test_close_ends_a_waiting_accept(world: World) -> None:
 async def test_an_address_in_use(world: World) -> None:
     listener = await world.listen()
     with pytest.raises(OSError) as caught:
-        await world.listen(str(listener.addresses[0]))
+        await world.listen(world.setup.again(str(listener.addresses[0])))
     assert str(listener.addresses[0]).split("?")[0] in str(caught.value)
     accepting = asyncio.ensure_future(listener.accept())
     await world.connect(listener.addresses[0])

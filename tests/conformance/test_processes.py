@@ -75,6 +75,7 @@ async def test_ctrl_c_inside_a_frame(world: World) -> None:
     raw = world.raw(await world.front.threads.run(listener.accept))
     await raw.recv_preamble()
     await raw.send(frames.preamble())
+    assert await peer.reports.get() == "connected", "an interrupt in mid-handshake would end that"
     for number, (size, cut) in enumerate(zip(sizes, cuts, strict=True)):
         data = frames.frame(message(number, size))
         await raw.send(data[:cut])

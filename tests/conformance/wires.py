@@ -47,6 +47,8 @@ class Setup:
     shape: str = "listener"  # "listener", or "pair" (an anonymous pipe made by one process for both)
     largest: int = 20 * MIB  # bytes: the largest message that the size scenario sends, above the default limit's 16 MiB
     empty: bool = True  # an empty message is a message
+    announced: bool = True  # connecting is seen by the listener; without connections only a message is
+    again: Callable[[str], str] = lambda real: real  # the address to listen on once more, of a listener's real one
     listen_options: dict[str, Any] = field(default_factory=dict)
     dial_options: Callable[[Path], dict[str, Any]] = lambda directory: {}
     name_left: Callable[[str], bool] = lambda address: False  # does the address still exist in the system?
@@ -100,6 +102,12 @@ def _tls_listen(directory: Path) -> str:
     return f"tls://127.0.0.1:0?cert={cert}&key={key}"
 
 
+def _tls_again(real: str) -> str:
+    """The real address leaves out what is the listener's own; a client would take it for its own certificate."""
+    cert, key = certificate()
+    return f"{real}?cert={cert}&key={key}"
+
+
 STREAM = Promise("stream", True, "yes", True, True, "at once", True, False, "process")
 TCP = Promise("stream", True, "yes", True, True, "at once", True, True, "none")
 TLS = Promise("stream", True, "yes", True, True, "at once", True, True, "tls certificate")
@@ -124,8 +132,8 @@ SETUPS = [
         largest=100 * KIB,
         name_left=_file_left,
     ),
-    Setup("tls", TLS, _tls_listen, dial_options=lambda directory: {"ca": certificate()[0]}),
-    Setup("udp", UDP, lambda directory: "udp://127.0.0.1:0", framed=False, largest=60 * KIB),
+    Setup("tls", TLS, _tls_listen, dial_options=lambda directory: {"ca": certificate()[0]}, again=_tls_again),
+    Setup("udp", UDP, lambda directory: "udp://127.0.0.1:0", framed=False, largest=60 * KIB, announced=False),
     Setup("pipe", PIPE, lambda directory: "pipe:", shape="pair"),
     Setup("pipe-one-way", PIPE, lambda directory: "pipe:", shape="pair", two_way=False),
     Setup("fifo", FIFO_ONE, lambda directory: f"fifo://{directory}/fifo", two_way=False, name_left=_file_left),
@@ -148,7 +156,7 @@ SETUPS = [
     ),
 ]
 # The wires that exist so far. A wire joins the suite by its name here; from then on it keeps every promise of its line.
-LANDED = ["tcp", "unix", "abstract", "inproc"]
+LANDED = ["tcp", "tls", "udp", "unix", "abstract", "inproc"]
 
 
 def promising(*conditions: Callable[[Setup], bool]) -> list[Setup]:

@@ -60,7 +60,7 @@ class World:
         address = self.listen_address()
         if re.search(r":0(?=$|\?)", address):
             listener = await self.front.listen(address)
-            address = str(listener.addresses[0])
+            address = self.setup.again(str(listener.addresses[0]))
             await self.front.stop_listening(listener)
         return address
 
@@ -115,12 +115,21 @@ class World:
             listener = await self.listen(stream=stream, **options)
             address = client_address(listener.addresses[0])
             dialing = peer.start(roles.dial, address, stream=stream, **self.dial_options(theirs))
+            if not self.setup.announced:
+                await dialing
+                await peer.call(roles.send_messages, [b"it is me"])
             channel = self.keep(await listener.accept())
             await dialing
+            if not self.setup.announced:
+                assert await channel.recv() == b"it is me"
             return channel, peer
         addresses = await peer.call(roles.listen, self.listen_address(), stream=stream, **theirs)
         accepting = peer.start(roles.accept)
         channel = await self.connect(addresses[0], stream=stream, **options)
+        if not self.setup.announced:
+            await channel.send(b"it is me")
+            await accepting
+            assert await peer.call(roles.recv_one) == b"it is me"
         await accepting
         return channel, peer
 
@@ -154,8 +163,8 @@ class World:
 
     async def raw_and_accepted(self, listener: Any, **fields: Any) -> tuple[Any, Any]:
         """A raw peer that greeted well, and the channel that the listener made of it."""
+        accepting = asyncio.ensure_future(listener.accept())  # first: a raw TLS peer shakes hands while it dials
         raw = await self.raw_dial(listener.addresses[0])
-        accepting = asyncio.ensure_future(listener.accept())
         await raw.greet(**fields)
         return raw, self.keep(await accepting)
 

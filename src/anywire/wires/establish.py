@@ -103,6 +103,12 @@ def greet_steps(below: ByteEndpoint, options: Mapping[str, Any], address: Addres
         if peer.refusal is not None:
             raise Refused(peer.refusal, address=str(address), operation="connect")
         return framed(below, peer, options, address)
+    except OSError as error:
+        below.release()
+        if isinstance(error, AnywireError):
+            raise
+        reason = f"{error.strerror or error}, while the preambles were exchanged"
+        raise PeerLost(reason, address=str(address), operation="connect") from error
     except BaseException:
         below.release()
         raise
