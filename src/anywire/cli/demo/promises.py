@@ -30,6 +30,7 @@ from anywire.cli.demo import program
 from anywire.cli.demo.addresses import Place
 from anywire.cli.demo.process import ServerFailed, ServerProcess, memory
 from anywire.cli.demo.work import served
+from anywire.cli.signals import run
 
 KILL_AFTER = 2000               # messages that the server has taken when it is killed
 NUMBERED = 1024                 # bytes of such a message
@@ -89,7 +90,7 @@ def kill(place: Place, server: ServerProcess, directory: Path, pids: list[int]) 
         with mmap.mmap(page_fd, 8) as page, ServerProcess(str(own)) as victim:
             pids.append(victim.process.pid)
             with served(place, "count", victim, [page_fd]) as (_, address):
-                figures = asyncio.run(_flood_until_lost(address, victim, page))
+                figures = run(_flood_until_lost(address, victim, page))
             victim.process.wait()
             figures["delivered"] = _seen(page)
     finally:
@@ -100,7 +101,7 @@ def kill(place: Place, server: ServerProcess, directory: Path, pids: list[int]) 
         began = time.perf_counter()
         with served(place, "wire", server) as (_, address):
             message = b"again"
-            asyncio.run(program.client(address, [(message, blake2b(message, digest_size=32).digest())]))
+            run(program.client(address, [(message, blake2b(message, digest_size=32).digest())]))
         again = f"; the next server took the name over in {(time.perf_counter() - began) * 1e3:.0f} ms"
     adds_up = figures["accepted"] <= figures["delivered"] + figures["unconfirmed"]
     seen = (
@@ -147,7 +148,7 @@ async def _flood_until_lost(address: str, victim: ServerProcess, page: mmap.mmap
 def pause(place: Place, server: ServerProcess, seconds: float, tick: Tick) -> tuple[bool, str, dict[str, Any]]:
     """Send to a server that sleeps for `seconds`."""
     with served(place, "pause", server) as (_, address):
-        figures = asyncio.run(_send_to_sleeper(address, server.process.pid, seconds, tick))
+        figures = run(_send_to_sleeper(address, server.process.pid, seconds, tick))
     waited, grew = figures["waited_s"] >= seconds * WAITED, max(figures["grew"], figures["reader_grew"])
     arrived = figures["arrived"] == figures["sent"] and figures["in_order"]
     seen = (
@@ -208,7 +209,7 @@ async def _send_to_sleeper(address: str, reader: int, seconds: float, tick: Tick
 def cancel(place: Place, server: ServerProcess, count: int, tick: Tick) -> tuple[bool, str, dict[str, Any]]:
     """Cancel `count` receives while numbered messages come in."""
     with served(place, "flow", server) as (_, address):
-        figures = asyncio.run(_cancel_receives(address, count, tick))
+        figures = run(_cancel_receives(address, count, tick))
     seen = (
         f"{figures['cancelled']:,} cancelled while {figures['sent']:,} messages came: {figures['lost']:,} lost, "
         f"{'in order' if figures['in_order'] else 'OUT OF ORDER'}"
@@ -220,6 +221,8 @@ async def _cancel_receives(address: str, count: int, tick: Tick) -> dict[str, An
     got: list[bytes] = []
     cancelled = 0
     chance = random.Random(1)
+    ourselves = asyncio.current_task()
+    assert ourselves is not None
     async with anywire.connect(address) as channel, asyncio.timeout(PATIENCE):
         await channel.send(b"go")
         while cancelled < count:
@@ -231,6 +234,8 @@ async def _cancel_receives(address: str, count: int, tick: Tick) -> dict[str, An
             try:
                 got.append(await task)
             except asyncio.CancelledError:
+                if ourselves.cancelling():
+                    raise                       # Ctrl-C
                 cancelled += 1
                 if cancelled % 500 == 0:
                     tick(f"cancelled {cancelled:,} receives")

@@ -29,6 +29,7 @@ from anywire.cli.demo.addresses import PIPE, Place
 from anywire.cli.demo.material import Material
 from anywire.cli.demo.process import Act, ServerFailed, ServerProcess
 from anywire.cli.demo.server import ACTS, STREAMS_LIMIT
+from anywire.cli.signals import run as run_stoppable
 from anywire.contract.errors import AnywireError, TooLarge, Unsupported
 
 ROUNDS = 2
@@ -197,7 +198,7 @@ def _run(work: Any) -> None:
         async with asyncio.timeout(PATIENCE * 2):
             await work
 
-    asyncio.run(bounded())
+    run_stoppable(bounded())
 
 
 def _ask_connection(connection: Any, files: Files) -> None:
