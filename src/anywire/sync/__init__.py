@@ -219,7 +219,10 @@ class Listener(Generic[F]):
             self._waiting += 1
         try:
             steps = establish.next_steps(acceptors, self._count_error)
-            return run_blocking(_until(lambda: not self._acceptors, steps), deadline, wake_fd=self._wake_fd)
+            found: tuple[Acceptor, Any] = run_blocking(
+                _until(lambda: not self._acceptors, steps), deadline, wake_fd=self._wake_fd
+            )
+            return found
         finally:
             with self._lock:
                 self._waiting -= 1
