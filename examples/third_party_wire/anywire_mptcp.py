@@ -1,7 +1,7 @@
 """`mptcp://host:port`: multipath TCP (RFC 8684, Linux 5.6) as a wire of anywire.
 
-Where a kernel has no MPTCP the connection is plain TCP; `require=true` refuses that on this side. Everything here runs on
-the front's thread and never waits: it says that a descriptor is not ready, and the front does the waiting.
+Where a kernel has no MPTCP the connection is plain TCP; `require=true` refuses that on this side. Everything here runs
+on the front's thread and never waits: it says that a descriptor is not ready, and the front does the waiting.
 """
 
 from __future__ import annotations

@@ -24,6 +24,7 @@ from anywire.contract.endpoint import MessageEndpoint
 from anywire.contract.errors import AnywireError, ChannelClosed, EndOfChannel, PeerLost, Refused, TimedOut
 from anywire.contract.handle import Handle
 from anywire.contract.peer import Peer
+from anywire.contract.waits import Steps
 from anywire.contract.wire import Acceptor
 from anywire.wires import establish
 from anywire.wires.moving import attach_endpoint, detach_listener, pipe
@@ -41,6 +42,7 @@ from anywire.wires.plan import (
 log = logging.getLogger("anywire")
 
 F = TypeVar("F", Channel, Stream)
+T = TypeVar("T")
 Authorize: TypeAlias = Callable[[Peer], "bool | str | None"]
 
 __all__ = [
@@ -152,7 +154,7 @@ def _listener_of(handle: Handle, plans: Any, acceptors: Any) -> Listener[Any]:
     return listener
 
 
-def _until(stopped: Callable[[], bool], steps: Any) -> Any:
+def _until(stopped: Callable[[], bool], steps: Steps[T]) -> Steps[T]:
     """The same steps, ended by ChannelClosed when `stopped()` is true after a wait."""
     try:
         request = next(steps)
@@ -162,7 +164,7 @@ def _until(stopped: Callable[[], bool], steps: Any) -> Any:
                 raise ChannelClosed("it was closed while this waited for a connection", operation="accept")
             request = steps.send(answer)
     except StopIteration as stop:
-        return stop.value
+        return stop.value  # type: ignore[no-any-return]
 
 
 class Listener(Generic[F]):
