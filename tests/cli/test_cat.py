@@ -357,6 +357,7 @@ def test_a_signal_ends_a_listener_by_that_signal(number: signal.Signals) -> None
         (["tcp://127.0.0.1:99999"], "^^^^^"),
         (["tcq://127.0.0.1:1"], "known wires"),
         (["inproc://name"], "one process"),
+        (["--listen", "pipe:?read=0"], "both ends connect"),
         (["-o", "colour=red", "tcp://127.0.0.1:1"], "colour"),
         (["-o", "colour", "tcp://127.0.0.1:1"], "key=value"),
         (["--keep", "tcp://127.0.0.1:1"], "--listen"),

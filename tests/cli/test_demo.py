@@ -168,6 +168,15 @@ def test_a_wire_that_can_not_take_part_says_why(tree: Path, temporary: Path) -> 
     assert not wires["udp"]["took_part"]
 
 
+def test_without_openssl_tls_says_so(tree: Path, temporary: Path) -> None:
+    environment = {**os.environ, "TMPDIR": str(temporary), "PATH": str(tree)}
+    done = run("demo", *SHORT, "--wires", "tls,inproc", "--json", str(tree), env=environment)
+    outcome = json.loads(done.stdout)
+    assert done.returncode == 0, (outcome["problems"], done.stderr)
+    assert "no openssl command" in next(wire["reason"] for wire in outcome["wires"] if wire["name"] == "tls")
+    assert nothing_is_left(temporary)
+
+
 def test_a_wire_that_promises_nothing_is_told_apart(tree: Path, temporary: Path) -> None:
     done = demo("--wires", "udp", str(tree), temporary=temporary)
     assert done.returncode == 0, done.stdout

@@ -128,6 +128,8 @@ def cat(
     traits = wire.traits(parsed)
     if parsed.scheme == "inproc":
         raise parsed.error("scheme", "inproc stays within one process, so nobody could be at the other end")
+    if parsed.scheme == "pipe" and listen:
+        raise parsed.error("scheme", "a pipe has no listener: both ends connect, so leave out --listen")
     keywords: dict[str, Any] = dict(options)
     if max_message is not None:
         keywords["max_message"] = max_message

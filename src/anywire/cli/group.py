@@ -26,6 +26,7 @@ COMMANDS = {
 # The library's errors advise in its own words; at a command line the same things are options.
 AS_OPTIONS = (
     ("pass wait=SECONDS", "use --wait SECONDS"),
+    ("try again, or pass a larger timeout", "try again, or use a larger --wait"),
     ("raise max_message= on this side", "raise --max-message"),
     ("pass sndbuf=", "use -o sndbuf="),
 )
