@@ -382,6 +382,7 @@ class Server(Generic[F]):
             task = asyncio.create_task(self._run(listener, acceptor, endpoint))
             self._tasks.add(task)
             task.add_done_callback(self._done)
+            del endpoint, task              # else the last connection stays until the next one comes
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)

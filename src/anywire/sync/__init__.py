@@ -373,6 +373,7 @@ class Server(Generic[F]):
             with self._lock:
                 self._threads.add(thread)
             thread.start()
+            del endpoint, thread                            # else the last connection stays until the next one comes
 
     def _run(self, listener: Listener[F], acceptor: Any, endpoint: Any) -> None:
         connection: F | None = None

@@ -155,6 +155,7 @@ cdef class InprocEndpoint(MessageEndpoint):
         yield
 
     def release(self):
+        cdef InprocEndpoint other
         if self.gone:
             return
         self.closed = self.gone = True
@@ -164,6 +165,13 @@ cdef class InprocEndpoint(MessageEndpoint):
         self.inbox_bytes = 0
         self.tell(self.other)
         self.tell(self)
+        self.wakeup = None               # it holds the channel, which holds this
+        other = self.other
+        if other is not None and other.gone:
+            # Both are over: without the circle they, and their counters, go with their channels, not at some later
+            # garbage collection.
+            other.other = None
+            self.other = None
 
     def interrupt(self):
         self.tell(self)
