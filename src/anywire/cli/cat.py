@@ -14,6 +14,7 @@ import signal
 import sys
 import threading
 from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import Any
 
 import click
@@ -155,11 +156,11 @@ def cat(
             say(f"sent {pump.sent:,} bytes, received {pump.received:,} bytes")
 
     try:
-        with stoppable():
+        with stoppable(), ExitStack() as kept:
             if keep:
                 _serve_many(parsed, framing, keywords, say)
             elif listen:
-                one(_accept_one(parsed, traits.connection, raw, wait, keywords, say))
+                one(_accept_one(parsed, traits.connection, raw, wait, keywords, say, kept))
             else:
                 one(_connect(parsed, raw, wait, keywords))
     except OutputGone:
@@ -190,7 +191,13 @@ def _say_where(asked: Address, real: Address, say: Any) -> None:
 
 
 def _accept_one(
-    address: Address, connection: bool, raw: bool, wait: float | None, keywords: Mapping[str, Any], say: Any
+    address: Address,
+    connection: bool,
+    raw: bool,
+    wait: float | None,
+    keywords: Mapping[str, Any],
+    say: Any,
+    kept: ExitStack,
 ) -> Any:
     listener = (sync.listen_stream if raw else sync.listen)(address, **keywords)
     try:
@@ -201,10 +208,7 @@ def _accept_one(
         if connection or sys.exc_info()[0] is not None:
             listener.close()
         else:
-            _kept.append(listener)
-
-
-_kept: list[Any] = []
+            kept.callback(listener.close)
 
 
 def _serve_many(address: Address, framing: Framing, keywords: Mapping[str, Any], say: Any) -> None:
