@@ -29,6 +29,7 @@ import anywire
 import anywire.sync
 from anywire.contract import counters
 from anywire.contract.handle import Handle
+from anywire.contract.wire import wire_for
 
 from .peer import PeerSide
 from .wires import client_address
@@ -101,7 +102,8 @@ def use_pipe(peer: PeerSide, stream: bool = False, **options: Any) -> None:
 
 
 def become(peer: PeerSide, uid: int) -> None:
-    """Give up root for good: the peer is another user from now on."""
+    """Give up root for good: the peer is another user from now on. What it may not read then, it imports before."""
+    wire_for("unix:@anywire")
     os.setgroups([])
     os.setresgid(uid, uid, uid)
     os.setresuid(uid, uid, uid)

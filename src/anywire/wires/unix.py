@@ -48,8 +48,14 @@ TYPE = Option(
     "type", one_of("stream", "seqpacket"), "stream", "a stream of bytes, or messages kept by the kernel", shapes=True
 )
 MODE = Option("mode", octal_mode, None, "file mode of the socket, octal; default: by the umask", frozenset({"listen"}))
+SEND_BUFFER = 212992
+"""Bytes; SO_SNDBUF as we set it unasked. It is the kernel's own default and what any user may ask for (wmem_default,
+wmem_max: socket(7)), but what is asked for is doubled. A sender of large messages then sleeps half as often."""
 SNDBUF = Option(
-    "sndbuf", size, None, "bytes for the socket's send buffer (SO_SNDBUF), which bounds a seqpacket message"
+    "sndbuf",
+    size,
+    SEND_BUFFER,
+    "bytes for the socket's send buffer (SO_SNDBUF; the kernel doubles it), which bounds a seqpacket message",
 )
 
 STREAM = Traits(
@@ -104,8 +110,7 @@ class UnixWire(Wire):
     ) -> ByteEndpoint | MessageEndpoint:
         """The endpoint of a connected socket, which it takes over."""
         peer = peer_of(sock)
-        if options["sndbuf"] is not None:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, min(options["sndbuf"], 1 << 30))
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, min(options["sndbuf"], 1 << 30))
         if options["type"] == "seqpacket":
             return PacketEndpoint(sock.detach(), options["max_message"], address=address, peer=peer, wire=self)
         return UnixBytes(sock.detach(), address=address, peer=peer, wire=self)
