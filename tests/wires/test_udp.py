@@ -585,6 +585,58 @@ def test_a_flood_of_strangers_costs_at_most_what_was_allowed(front: str) -> None
         blocking()
 
 
+def test_peers_go_on_while_the_server_is_at_its_limit_or_closing(front: str) -> None:
+    """Nobody accepts then, so nobody reads the listening socket: each peer must have one of its own."""
+
+    def talk(address: Any, finish: Callable[[], Any]) -> None:
+        with bare() as first, bare() as second:
+            for sock in (first, second):
+                sock.connect(where(address))
+            first.send(b"one")
+            assert first.recv(100) == b"one"
+            second.send(b"waits")
+            for number in range(50):
+                first.send(b"%d" % number)
+                assert first.recv(100) == b"%d" % number
+            first.send(b"leave")                # then there is room for the second
+            assert second.recv(100) == b"waits"
+            finish()
+            second.send(b"leave")
+            assert second.recv(100) == b"leave"
+
+    def handle(channel: Any) -> None:
+        for message in channel:
+            channel.send(message)
+            if message == b"leave":
+                return
+
+    async def handle_async(channel: Any) -> None:
+        async for message in channel:
+            await channel.send(message)
+            if message == b"leave":
+                return
+
+    async def main() -> None:
+        async with anywire.serve(handle_async, "udp://127.0.0.1:0", limit=1, close_timeout=WAIT) as server:
+            loop = asyncio.get_running_loop()
+            closing: list[Any] = []
+
+            def finish() -> None:
+                closing.append(asyncio.run_coroutine_threadsafe(server.close(), loop))
+
+            await asyncio.to_thread(talk, server.addresses[0], finish)
+            await asyncio.wrap_future(closing[0])
+
+    if front == "async":
+        asyncio.run(main())
+    else:
+        with sync.serve(handle, "udp://127.0.0.1:0", limit=1, close_timeout=WAIT) as server:
+            closing = threading.Thread(target=server.close)
+            talk(server.addresses[0], closing.start)
+            closing.join(WAIT)
+            assert not closing.is_alive()
+
+
 def test_without_descriptors_a_new_peer_waits_and_is_not_lost(front: str) -> None:
     async def main() -> None:
         listener = (anywire.listen if front == "async" else sync.listen)("udp://127.0.0.1:0")

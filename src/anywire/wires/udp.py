@@ -27,7 +27,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from anywire.contract.address import Address
 from anywire.contract.errors import Refused
-from anywire.contract.options import Option, Side, count, size
+from anywire.contract.options import Option, Side, integer, size
 from anywire.contract.traits import Traits
 from anywire.contract.waits import Steps
 from anywire.contract.wire import Acceptor, Wire
@@ -94,24 +94,25 @@ class UdpAcceptor(Acceptor):
 
     def accept(self) -> DatagramEndpoint | None:
         """The next new peer, None when nobody new wrote. Descriptors exhausted: OSError, and nothing is lost."""
-        for _ in range(MOST_DROPPED):
+        reads = 0
+        while True:
             if not self.held:
-                datagram = self.read()
+                datagram = self.read() if reads < MOST_DROPPED else None
                 if datagram is None:
                     return None
+                reads += 1
                 self.hold(datagram)
                 continue
-            sender = next(iter(self.held))
             if len(self.peers) >= self.options["max_peers"]:
-                self.drop(len(self.take(sender)))
+                self.drop_held()
                 continue
+            sender = next(iter(self.held))
             try:
                 return self.admit(sender)
             except OSError as error:
                 if error.errno in EXHAUSTED:
                     raise
                 self.drop(len(self.take(sender)))  # an address that can't be answered, such as port 0
-        return None
 
     def hold(self, datagram: Datagram) -> None:
         """Keep a datagram until its sender is admitted."""
@@ -205,10 +206,15 @@ class UdpAcceptor(Acceptor):
         if number and self.on_drop is not None:
             self.on_drop(number)
 
+    def drop_held(self) -> None:
+        """Nobody of those who wait can be admitted."""
+        self.drop(sum(map(len, self.held.values())))
+        self.held.clear()
+        self.held_bytes = 0
+
     def close(self) -> None:
         """Stop listening; peers that have their channel keep it."""
-        for sender in list(self.held):
-            self.drop(len(self.take(sender)))
+        self.drop_held()
         self.sock.close()
 
 
@@ -262,7 +268,7 @@ class UdpWire(Wire):
         option.name: option
         for option in (
             Option("idle_timeout", float, 60.0, "seconds of silence after which a peer is forgotten; 0: never", LISTEN),
-            Option("max_peers", count, 512, "most peers at once; what others send is dropped and counted", LISTEN),
+            Option("max_peers", integer(1, 1 << 20), 512, "most peers at once; others are dropped and counted", LISTEN),
             Option("rcvbuf", size, None, "bytes of each socket's receive buffer (SO_RCVBUF), which bounds what waits"),
         )
     }
