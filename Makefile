@@ -10,6 +10,7 @@
 #   make wheel        a repaired wheel in dist/, proven where there is no compiler
 #   make fuzz         atheris on framing and addresses                     FUZZ_SECONDS=60
 #   make sanitize     the native code's tests under ASan and UBSan
+#   make races        threads that share a connection, under ThreadSanitizer
 #   make evidence     everything slow, its results into docs/evidence/     EVIDENCE_ARGS="--list"
 #   make clean        remove all of the above
 
@@ -36,7 +37,7 @@ SOURCES := pyproject.toml meson.build $(shell find src -type f \
 
 COMPILED := $(subst /,.,$(patsubst src/%.pyx,%,$(sort $(shell find src -name '*.pyx'))))
 
-.PHONY: demo test check check-lint check-types check-layers check-files bench docs wheel fuzz sanitize evidence clean build
+.PHONY: demo test check check-lint check-types check-layers check-files bench docs wheel fuzz sanitize races evidence clean build
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.built $(VENV)/.group-cli
@@ -55,7 +56,7 @@ build: $(VENV)/.built
 
 # The interpreter itself isn't instrumented, so the runtime comes first by LD_PRELOAD, and its own allocator (which hides
 # small overruns) and its leaks (objects that live until exit) are left out. A report of any process fails the target.
-SANITIZE_TESTS ?= tests/framing tests/contract tests/wires tests/conformance
+SANITIZE_TESTS ?= tests/framing tests/contract tests/wires tests/native tests/conformance
 sanitize:
 	@$(MAKE) --no-print-directory VENV=.venv-sanitize MESON_ARGS="-Csetup-args=-Db_sanitize=address,undefined \
 		-Csetup-args=-Db_lundef=false -Csetup-args=-Doptimization=1" .venv-sanitize/.built .venv-sanitize/.group-test
@@ -66,6 +67,20 @@ sanitize:
 	.venv-sanitize/bin/python -m pytest --timeout 240 -m "not no_sanitize and not faults" $(PARALLEL) $(PYTEST_ARGS) $(SANITIZE_TESTS); \
 	status=$$?; for report in build/sanitizer.*; do \
 		if [ -e "$$report" ]; then grep -v '/Python/\|Objects/\|Include/internal' "$$report" | head -n 40; status=1; fi; \
+	done; exit $$status
+
+# Threads that share memory, under ThreadSanitizer. The interpreter's own accesses aren't seen, its locks are (the runtime
+# comes by LD_PRELOAD): what is reported is native code that touches shared memory outside the GIL.
+RACES_TESTS ?= tests/native/test_threads.py
+races:
+	@$(MAKE) --no-print-directory VENV=.venv-races MESON_ARGS="-Csetup-args=-Db_sanitize=thread \
+		-Csetup-args=-Db_lundef=false -Csetup-args=-Doptimization=1" .venv-races/.built .venv-races/.group-test
+	@rm -f build/races.*
+	LD_PRELOAD=$$(gcc -print-file-name=libtsan.so) \
+	TSAN_OPTIONS=halt_on_error=0:second_deadlock_stack=1:log_path=$(CURDIR)/build/races \
+	setarch -R .venv-races/bin/python -m pytest --timeout 240 $(PYTEST_ARGS) $(RACES_TESTS); \
+	status=$$?; for report in build/races.*; do \
+		if [ -e "$$report" ]; then head -n 60 "$$report"; status=1; fi; \
 	done; exit $$status
 
 # Each check runs even when another failed, so that one run shows everything.

@@ -67,8 +67,9 @@ async def test_send_many_waits_too(world: World) -> None:
     await sending
 
 
-@holds(BACK_PRESSURE, reliable)
+@holds(BACK_PRESSURE, reliable, fronts=("async",))
 async def test_waiting_senders_keep_their_order(world: World) -> None:
+    """Tasks do. Threads that wait for one lock have no order, and no moment from which they wait."""
     channel, peer = await world.open("send")
     size = min(world.setup.largest, 60_000)
     count = 0

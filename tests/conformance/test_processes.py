@@ -170,6 +170,7 @@ async def test_a_listener_moves_to_another_process(world: World) -> None:
     assert serving
 
 
+@pytest.mark.no_sanitize  # measures memory
 @holds(LEAKS, two_way, connected, listening)
 async def test_a_thousand_connections(world: World) -> None:
     """No descriptor, thread or name is left in either process, and memory doesn't grow."""
