@@ -409,7 +409,7 @@ def test_a_silent_client_is_dropped(front: str, pems: Certificates) -> None:
     beginning = ssl.create_default_context().wrap_bio(ssl.MemoryBIO(), hello, server_hostname="localhost")
     with contextlib.suppress(ssl.SSLWantReadError):
         beginning.do_handshake()
-    with serving(echo, cert=pems.server, handshake_timeout=0.5) as address:
+    with serving(echo, cert=pems.server, handshake_timeout=1.5) as address:
         silent = socket.create_connection(("127.0.0.1", address.port), timeout=20)
         begun = socket.create_connection(("127.0.0.1", address.port), timeout=20)
         with silent, begun:
