@@ -24,6 +24,13 @@ class Threads:
 
     def __init__(self) -> None:
         self._idle: list[queue.SimpleQueue[Any]] = []
+        self._over = False
+
+    def end(self) -> None:
+        """Let the threads end: the idle ones now, the others when their call returns."""
+        self._over = True
+        for jobs in self._idle:
+            jobs.put(None)
 
     async def run(self, call: Callable[..., Any], *args: Any, **options: Any) -> Any:
         loop = asyncio.get_running_loop()
@@ -39,19 +46,24 @@ class Threads:
 
     def _work(self, jobs: queue.SimpleQueue[Any]) -> None:
         while True:
-            loop, future, call, args, options = jobs.get()
+            job = jobs.get()
+            if job is None:
+                return
+            loop, future, call, args, options = job
             try:
                 settle, value = future.set_result, call(*args, **options)
             except StopIteration:
                 settle, value = future.set_exception, StopAsyncIteration()
             except BaseException as error:
                 settle, value = future.set_exception, error
+            if self._over:
+                jobs.put(None)
             self._idle.append(jobs)
             try:
                 loop.call_soon_threadsafe(lambda s=settle, f=future, v=value: None if f.done() else s(v))
             except RuntimeError:  # the test is over: its loop is closed
                 pass
-            del loop, future, call, args, options, settle, value  # an idle thread keeps nothing of its last call
+            del job, loop, future, call, args, options, settle, value  # an idle thread keeps nothing of its last call
 
 
 class Threaded:

@@ -44,6 +44,7 @@ class World:
         await self._stack.aclose()
         for peer in self._peers:
             await peer.close()
+        self.front.threads.end()
 
     # -- addresses ---
 
