@@ -12,6 +12,7 @@ import os
 import random
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic, Self, TypeAlias, TypeVar
 
@@ -196,7 +197,7 @@ class Listener(Generic[F]):
         self._plans, self._acceptors = plans, acceptors
         self._lock = threading.Lock()
         self._waiting = 0                       # threads inside next()
-        self._wake_fd = -1                      # what close() wakes them with, while there are any
+        self._wake_fd = -1                      # what close() wakes them with, from the first wait on
         self._authorize = authorize
         self._slot = counters.OwnSlot(LISTENER, ",".join(str(address) for address in self.addresses))
         for acceptor in acceptors:
@@ -216,8 +217,9 @@ class Listener(Generic[F]):
             if not self._acceptors:
                 raise ChannelClosed("the listener is closed", operation="accept")
             acceptors = self._acceptors
-            if not self._waiting:
+            if self._wake_fd < 0:
                 self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+                self._close_wake_fd = weakref.finalize(self, os.close, self._wake_fd)
             self._waiting += 1
         try:
             steps = establish.next_steps(acceptors, self._count_error)
@@ -228,12 +230,11 @@ class Listener(Generic[F]):
         finally:
             with self._lock:
                 self._waiting -= 1
-                if not self._waiting:
-                    os.close(self._wake_fd)
-                    if not self._acceptors:
-                        # Closed meanwhile. Only now is nobody left who polls these descriptors.
-                        for acceptor in acceptors:
-                            acceptor.close()
+                if not self._waiting and not self._acceptors:
+                    # Closed meanwhile. Only now is nobody left who polls these descriptors.
+                    self._close_wake_fd()
+                    for acceptor in acceptors:
+                        acceptor.close()
 
     def establish(self, acceptor: Acceptor, endpoint: Any) -> F | None:
         """Handshake, authorise: a channel or stream, or None when the peer was refused."""
@@ -281,6 +282,8 @@ class Listener(Generic[F]):
             if self._waiting:
                 os.eventfd_write(self._wake_fd, 1)
             else:
+                if self._wake_fd >= 0:
+                    self._close_wake_fd()
                 for acceptor in acceptors:
                     acceptor.close()
         if acceptors:
