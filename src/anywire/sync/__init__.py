@@ -198,6 +198,7 @@ class Listener(Generic[F]):
         self._lock = threading.Lock()
         self._waiting = 0                       # threads inside next()
         self._wake_fd = -1                      # what close() wakes them with, from the first wait on
+        self._close_wake_fd: Callable[[], object] = lambda: None
         self._authorize = authorize
         self._slot = counters.OwnSlot(LISTENER, ",".join(str(address) for address in self.addresses))
         for acceptor in acceptors:
@@ -282,8 +283,7 @@ class Listener(Generic[F]):
             if self._waiting:
                 os.eventfd_write(self._wake_fd, 1)
             else:
-                if self._wake_fd >= 0:
-                    self._close_wake_fd()
+                self._close_wake_fd()
                 for acceptor in acceptors:
                     acceptor.close()
         if acceptors:
