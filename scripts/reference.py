@@ -32,7 +32,7 @@ C_TYPES = {"Py_ssize_t": "int", "bool": "bool", "bytes": "bytes", "Loan": "Loan"
 EXAMPLES = {
     "inproc": ("inproc://name",),
     "pipe": ("pipe:?read=3&write=4",),
-    "fifo": ("fifo:///run/x?writers=one", "fifo:///run/x?writers=many"),
+    "fifo": ("fifo:///run/x", "fifo:///run/x?reply=true", "fifo:///run/x?writers=many"),
     "unix": ("unix:///run/x", "unix:///run/x?type=seqpacket"),
     "tcp": ("tcp://host:1",),
     "tls": ("tls://host:1",),

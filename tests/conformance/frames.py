@@ -6,12 +6,16 @@ the library's encoder can't hide here. Called by the tests; raw peers block, so 
 
 from __future__ import annotations
 
+import array
+import fcntl
 import os
 import re
 import select
 import socket
 import ssl
 import struct
+import termios
+import time
 from typing import Any
 
 from .wires import certificate
@@ -137,7 +141,77 @@ def _socket_address(address: str) -> tuple[int, Any]:
     return socket.AF_UNIX, text[7:]
 
 
+HELLO, WELCOME = b"\x89anyfifo", b"\x89"
+
+
+class _RawFifo(Raw):
+    """A client of a FIFO with replies: the listener's welcome comes before everything else."""
+
+    welcomed = False
+
+    def recv(self, size: int = 65536) -> bytes:
+        if not self.welcomed:
+            self.welcomed = True
+            if (first := super().recv(1)) != WELCOME:
+                assert first == b""
+                return b""
+        return super().recv(size)
+
+
+def _raw_fifo_dial(path: str) -> Raw:
+    """Become the one writer of a FIFO that nobody wrote to, and name our reply FIFO."""
+    directory, name = os.path.split(path)
+    while True:
+        write = os.open(path, os.O_WRONLY)
+        try:
+            fcntl.flock(write, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            waiting = array.array("i", [0])
+            fcntl.ioctl(write, termios.FIONREAD, waiting)
+            if not waiting[0] and os.path.samestat(os.stat(path), os.fstat(write)):
+                break
+        except BlockingIOError:  # another client's: the listener will put a new one in its place
+            pass
+        os.close(write)
+        time.sleep(0.001)
+    reply = f".{name}.{os.urandom(8).hex()}.reply"
+    os.mkfifo(os.path.join(directory, reply), 0o600)
+    read = os.open(os.path.join(directory, reply), os.O_RDONLY | os.O_NONBLOCK)
+    os.set_blocking(read, True)
+    raw = _RawFifo(read_fd=read, write_fd=write)
+    raw.send(HELLO + bytes([len(reply)]) + reply.encode())
+    return raw
+
+
+class _RawFifoListener:
+    def __init__(self, address: str) -> None:
+        self.address, self.path = address, address.split("://")[1].split("?")[0]
+        self._make()
+
+    def _make(self) -> None:
+        os.mkfifo(self.path + ".new", 0o600)
+        self.read = os.open(self.path + ".new", os.O_RDONLY | os.O_NONBLOCK)
+        os.rename(self.path + ".new", self.path)
+
+    def accept(self) -> Raw:
+        raw = Raw(read_fd=self.read)
+        assert select.select([raw.read_fd], [], [], 10)[0]
+        self._make()
+        assert raw.recv_exactly(len(HELLO)) == HELLO
+        reply = os.path.join(os.path.dirname(self.path), raw.recv_exactly(raw.recv_exactly(1)[0]).decode())
+        os.set_blocking(raw.read_fd, True)
+        raw.write_fd = os.open(reply, os.O_WRONLY)
+        os.unlink(reply)
+        raw.send(WELCOME)
+        return raw
+
+    def close(self) -> None:
+        os.unlink(self.path)
+        os.close(self.read)
+
+
 def raw_dial(address: str) -> Raw:
+    if address.startswith("fifo:"):
+        return _raw_fifo_dial(address.split("://")[1].split("?")[0])
     family, name = _socket_address(address)
     kind = socket.SOCK_SEQPACKET if "type=seqpacket" in address else socket.SOCK_STREAM
     sock = socket.socket(family, kind)
@@ -150,6 +224,9 @@ def raw_dial(address: str) -> Raw:
 
 class RawListener:
     """Listens where the library is going to dial, and answers by hand."""
+
+    def __new__(cls, address: str) -> Any:
+        return _RawFifoListener(address) if address.startswith("fifo:") else super().__new__(cls)
 
     def __init__(self, address: str) -> None:
         family, name = _socket_address(address)

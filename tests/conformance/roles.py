@@ -268,6 +268,10 @@ def write(peer: PeerSide, data: bytes) -> None:
     peer.channel.write(data, timeout=20)
 
 
+def skip(peer: PeerSide, size: int) -> None:
+    peer.channel.read_exactly(size, timeout=20)
+
+
 def write_and_close(peer: PeerSide, data: bytes) -> None:
     peer.channel.write(data, timeout=20)
     peer.channel.close()

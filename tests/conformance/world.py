@@ -112,6 +112,8 @@ class World:
         if self.setup.shape == "pair":
             return await self._open_pair(direction, stream, theirs, options)
         peer = await self.peer()
+        if stream and self.setup.first_byte:
+            return await self._open_with_a_byte(peer, direction, theirs, options)
         if direction == "receive":
             listener = await self.listen(stream=stream, **options)
             address = client_address(listener.addresses[0])
@@ -134,6 +136,23 @@ class World:
         await accepting
         return channel, peer
 
+    async def _open_with_a_byte(
+        self, peer: Peer, direction: str, theirs: dict[str, Any], options: dict[str, Any]
+    ) -> tuple[Any, Peer]:
+        if direction == "receive":
+            listener = await self.listen(stream=True, **options)
+            await peer.call(roles.dial, client_address(listener.addresses[0]), stream=True, **self.dial_options(theirs))
+            await peer.call(roles.write, b"!")
+            channel = self.keep(await listener.accept())
+            assert await channel.read_exactly(1) == b"!"
+            return channel, peer
+        addresses = await peer.call(roles.listen, self.listen_address(), stream=True, **theirs)
+        channel = await self.connect(addresses[0], stream=True, **options)
+        await channel.write(b"!")
+        await peer.call(roles.accept)
+        await peer.call(roles.skip, 1)
+        return channel, peer
+
     async def open_both(self, **options: Any) -> tuple[Any, Peer]:
         return await self.open("both", **options)
 
@@ -143,9 +162,9 @@ class World:
         first, second = anywire.pipe(duplex=self.setup.two_way)
         reader, writer = (first, second) if str(first.address).find("read=") >= 0 else (second, first)
         ours, other = (reader, writer) if direction == "receive" else (writer, reader)
-        peer = await self.peer(fds=list(other.fds))
-        for fd in other.fds:
-            os.close(fd)
+        with other:
+            peer = await self.peer(fds=list(other.fds))
+        ours.take()
         opening = peer.start(roles.use_pipe, stream=stream, **theirs)
         connect = self.front.connect_stream if stream else self.front.connect
         channel = self.keep(await connect(ours.address, **options))
@@ -164,6 +183,8 @@ class World:
 
     async def raw_and_accepted(self, listener: Any, **fields: Any) -> tuple[Any, Any]:
         """A raw peer that greeted well, and the channel that the listener made of it."""
+        if not self.setup.two_way:
+            return await self._raw_fifo(listener, fields)
         accepting = asyncio.ensure_future(listener.accept())  # first: a raw TLS peer shakes hands while it dials
         raw = await self.raw_dial(listener.addresses[0])
         await raw.greet(**fields)

@@ -257,6 +257,10 @@ cdef class ByteEndpoint:
     def shutdown_write(self):
         """Say that no more bytes come (half-close)."""
 
+    def unread(self):
+        """Bytes written that the other end has not read yet; 0 where the kernel doesn't tell."""
+        return 0
+
     def interrupt(self):
         """Wake every thread that waits in a system call on this endpoint, as far as the kernel can."""
 

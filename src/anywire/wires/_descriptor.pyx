@@ -37,6 +37,10 @@ cdef extern from "<unistd.h>" nogil:
     ssize_t c_read "read"(int fd, void* p, size_t n)
     int c_close "close"(int fd)
 
+cdef extern from "<sys/ioctl.h>" nogil:
+    int FIONREAD
+    int ioctl(int fd, unsigned long request, ...)
+
 cdef extern from "<sys/uio.h>" nogil:
     ssize_t writev(int fd, iovec* iov, int count)
 
@@ -380,6 +384,12 @@ cdef class PipeBytes(ByteEndpoint):
             if e != EINTR:
                 return error(e)
             PyErr_CheckSignals()
+
+    def unread(self):
+        cdef int n = 0
+        if self.write_fd >= 0 and ioctl(self.write_fd, FIONREAD, &n) < 0:
+            error(errno)
+        return n
 
     def shutdown_write(self):
         cdef int fd = self.write_fd

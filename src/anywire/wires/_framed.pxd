@@ -6,6 +6,7 @@ from anywire.wires._descriptor cimport UnixBytes
 
 cdef class FramedEndpoint(BytePump):
     cdef readonly Decoder decoder
+    cdef bint all_taken                  # one way: the reader had read everything when it was found gone
     cdef UnixBytes carrier               # the byte endpoint if it carries descriptors
     cdef readonly Py_ssize_t peer_limit
     cdef uint64_t to_confirm, to_confirm_bytes

@@ -457,6 +457,9 @@ cdef class FramedEndpoint(BytePump):
         if self.end_sent:
             return DONE
         self.need_sending()
+        if self.wire is not None and not self.wire.traits(self.address).promises("half_close"):
+            raise Unsupported("this wire has no half-close; close() ends it", address=str(self.address),
+                              operation="send_eof")
         cdef int status = self.send_kind(<uint32_t> END)
         if status != BLOCKED:
             self.end_sent = True
@@ -465,19 +468,42 @@ cdef class FramedEndpoint(BytePump):
     def finish_steps(self, timeout):
         """Generator: what was sent, then the close frame, then the half-close below."""
         cdef double end = time.monotonic() + timeout
+        cdef int status
         if self.write_fd < 0:
             return
         yield from self.flush_steps(timeout)
         while not self.broken and not self.output_pending():
-            if self.send_kind(<uint32_t> CLOSE) != BLOCKED:
+            try:
+                status = self.send_kind(<uint32_t> CLOSE)
+            except PeerLost:
+                # On one way nothing tells that the reader closed first. If it took all that was sent, nothing is lost.
+                self.all_taken = self.read_fd < 0 and self.bytes.unread() == 0
+                raise
+            if status != BLOCKED:
                 self.end_sent = True
                 yield from self.flush_steps(max(0.0, end - time.monotonic()))
                 if not self.output_pending():
+                    yield from self.taken_steps(max(0.0, end - time.monotonic()))
                     self.bytes.shutdown_write()
                     self.write_fd = self.bytes.write_fd          # a pipe's is closed by that
                 return
             if not (yield Wait([(self.write_fd, self.want)], max(0.0, end - time.monotonic()))):
                 return
+
+    def taken_steps(self, timeout):
+        """Generator: on one way nothing comes back, but a pipe tells how much was not read yet. Wait until all was; a
+        reader that leaves or dies before that is a loss."""
+        cdef double end = time.monotonic() + timeout, pause = 0.0005, left
+        if self.read_fd >= 0:
+            return
+        while self.bytes.unread() > 0:
+            left = end - time.monotonic()
+            if left <= 0:
+                return
+            # A write end becomes "readable" by an error only: nobody reads any more (poll(2), POLLERR).
+            if (yield Wait([(self.write_fd, READ)], min(pause, left))) and self.bytes.unread() > 0:
+                self.lost("the reader left before it had read everything", None)
+            pause = min(pause * 2, 0.05)
 
     def drain_steps(self, timeout):
         """Generator: drop what still comes, up to the peer's close frame or the deadline."""
@@ -497,5 +523,5 @@ cdef class FramedEndpoint(BytePump):
                     return
 
     def verdict(self):
-        if isinstance(self.failure, PeerLost) and self.missing() and not self.decoder.ended:
+        if isinstance(self.failure, PeerLost) and self.missing() and not self.decoder.ended and not self.all_taken:
             self.raise_failure()

@@ -152,6 +152,8 @@ cdef class PacketEndpoint(MessageEndpoint):
         if self.broken or self.end_sent:
             self.need_sending()
         keep = hold(data, &p, &n)
+        if n > self.max_message:
+            raise TooLarge(n, self.max_message, address=str(self.address), operation="send")
         v.iov_base = <void*> p
         v.iov_len = n
         memset(&m, 0, sizeof(m))

@@ -16,15 +16,12 @@ What can go wrong: a path over 107 bytes (AddressError), a living server or a fi
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import fcntl
 import os
 import socket
 import stat
 import struct
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -35,14 +32,13 @@ from anywire.contract.peer import Peer
 from anywire.contract.traits import Traits
 from anywire.contract.waits import Steps, Wait
 from anywire.contract.wire import Wire
+from anywire.ipc import names
 from anywire.wires import sockets
 from anywire.wires._descriptor import UnixBytes
 from anywire.wires._packet import PacketEndpoint
 
 LONGEST_PATH = 107
 """Bytes: sun_path has 108, the last one for the terminating NUL (unix(7))."""
-LOCK_PATIENCE = 5.0
-"""Seconds to wait for the lock on the directory; its holders keep it for a few system calls."""
 
 TYPE = Option(
     "type", one_of("stream", "seqpacket"), "stream", "a stream of bytes, or messages kept by the kernel", shapes=True
@@ -152,10 +148,8 @@ class UnixAcceptor(sockets.SocketAcceptor):
         """Delete the file if it is still ours, then stop listening: in this order, as nobody replaces a living one."""
         file, self.file = self.file, None
         if file is not None and self.owner == os.getpid():
-            path, *identity = file
-            with contextlib.suppress(OSError):
-                if _identity(path) == identity:
-                    os.unlink(path)
+            path, device, inode = file
+            names.remove_if(path, (device, inode))
         super().close()
 
 
@@ -215,7 +209,7 @@ def listen(
             sock.listen(backlog)
             return sock, None
         path = os.fsdecode(address.path_bytes)
-        with _locked(os.path.dirname(path), address):
+        with names.locked(os.path.dirname(path), f"listen {address}"):
             try:
                 _bind(sock, address)
             except OSError as error:
@@ -224,7 +218,7 @@ def listen(
                 _remove_stale(address, path, kind)
                 _bind(sock, address)
             try:
-                device, inode = _identity(path)
+                device, inode = names.identity(path)
                 if mode is not None:
                     # Before listen(2): until then nobody can connect, so no moment with the umask's wider mode counts.
                     os.chmod(path, mode)
@@ -246,11 +240,6 @@ def _bind(sock: socket.socket, address: Address) -> None:
         raise OSError(error.errno, f"listen {address}: {why}") from None
 
 
-def _identity(path: str) -> list[int]:
-    status = os.lstat(path)
-    return [status.st_dev, status.st_ino]
-
-
 def _remove_stale(address: Address, path: str, kind: int) -> None:
     """Delete the socket file if nobody listens on it. Raises EADDRINUSE when somebody does, or when it is no socket."""
     if not stat.S_ISSOCK(os.lstat(path).st_mode):
@@ -263,30 +252,3 @@ def _remove_stale(address: Address, path: str, kind: int) -> None:
     elif code != errno.ENOENT:
         why = "somebody listens there" if code in (0, errno.EAGAIN, errno.EPROTOTYPE) else os.strerror(code)
         raise OSError(errno.EADDRINUSE, f"listen {address}: {why}")
-
-
-@contextlib.contextmanager
-def _locked(directory: str, address: Address) -> Iterator[None]:
-    """Hold the lock on a directory. One that can't be read can't be locked (EACCES); there a race stays possible."""
-    try:
-        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except PermissionError:
-        yield
-        return
-    except OSError as error:
-        raise OSError(error.errno, f"listen {address}: {error.strerror}") from None
-    try:
-        deadline = time.monotonic() + LOCK_PATIENCE
-        while True:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() >= deadline:
-                    raise OSError(
-                        errno.EBUSY, f"listen {address}: another program keeps a lock on {directory} (flock(2))"
-                    ) from None
-                time.sleep(0.002)
-        yield
-    finally:
-        os.close(fd)
