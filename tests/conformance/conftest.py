@@ -3,7 +3,7 @@
 A scenario is `async def test_…(world)` with `@holds("guarantee", condition, …)`: it is parametrised over the wires
 whose line fulfils the conditions. The guarantee is the column of README's first table that the scenario proves.
 
-ANYWIRE_CONFORMANCE_RESULT=file: write {wire: {front: {guarantee: {scenario: passed}}}} there, for
+ANYWIRE_CONFORMANCE_RESULT=file: ../conftest.py writes {wire: {front: {guarantee: {scenario: passed}}}} there, for
 scripts/guarantee_table.py.
 ANYWIRE_FAULT=name: install that fault first (faults.py), in this process and in the peers.
 """
@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import json
 import os
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -69,27 +67,3 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
         line = [setup.name, front, marker.args[0], item.originalname]  # type: ignore[attr-defined]
         report.user_properties.append(("conformance", line))
     return report
-
-
-class Results:
-    """Collects in the controlling process, also under xdist: user properties travel with the reports."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.results: dict[str, Any] = {}
-
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        for name, value in report.user_properties:
-            if name == "conformance" and (report.when == "call" or report.failed):
-                wire, front, guarantee, scenario = value
-                scenarios = self.results.setdefault(wire, {}).setdefault(front, {}).setdefault(guarantee, {})
-                scenarios[scenario] = scenarios.get(scenario, True) and report.passed
-
-    def pytest_sessionfinish(self) -> None:
-        self.path.write_text(json.dumps(self.results, indent=1, sort_keys=True) + "\n")
-
-
-def pytest_sessionstart(session: pytest.Session) -> None:
-    path = os.environ.get("ANYWIRE_CONFORMANCE_RESULT")
-    if path and not hasattr(session.config, "workerinput"):
-        session.config.pluginmanager.register(Results(Path(path)), "conformance-results")
