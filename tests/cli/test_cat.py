@@ -79,6 +79,49 @@ def test_datagrams_in_both_directions_end_by_silence() -> None:
         assert server.returncode == 0
 
 
+def test_a_fifo_is_one_way_and_its_name_goes_with_the_listener(tmp_path: Path) -> None:
+    address = f"fifo://{tmp_path}/f"
+    with listening(address, stdin=subprocess.DEVNULL) as (server, real):
+        client = run("cat", "--wait", str(PATIENCE), real, stdin=b"one way\0")
+        assert (client.returncode, client.stdout, client.stderr) == (0, b"", b"")
+        assert finish(server, None)[0] == b"one way\0"
+        assert server.returncode == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_fifo_with_replies_carries_both_directions(tmp_path: Path) -> None:
+    question, answer = os.urandom(300_001), os.urandom(200_003)
+    with listening(f"fifo://{tmp_path}/f?reply=true") as (server, real):
+        results: list[tuple[bytes, bytes]] = []
+        thread = threading.Thread(target=lambda: results.append(finish(server, answer)))
+        thread.start()
+        client = run("cat", real, stdin=question)
+        thread.join(PATIENCE)
+        assert (client.returncode, client.stderr) == (0, b"")
+        assert client.stdout == answer
+        assert results[0][0] == question
+        assert server.returncode == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_many_writers_of_a_fifo_have_their_lines_whole(tmp_path: Path) -> None:
+    with listening("--keep", "--lines", f"fifo://{tmp_path}/f", stdin=subprocess.DEVNULL) as (server, address):
+        lines = [b"%d:%d:" % (number, line) + b"x" * 9000 for number in range(3) for line in range(50)]
+        writers = []
+        for number in range(3):
+            mine = b"\n".join(line for line in lines if line.startswith(b"%d:" % number))
+            writers.append(threading.Thread(target=run, args=("cat", "--lines", address), kwargs={"stdin": mine}))
+            writers[-1].start()
+        assert server.stdout is not None
+        heard = [server.stdout.readline().removesuffix(b"\n") for _ in lines]
+        for writer in writers:
+            writer.join(PATIENCE)
+        assert sorted(heard) == sorted(lines)
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(PATIENCE) == -signal.SIGTERM
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("raw", [[], ["--raw"]], ids=["messages", "raw"])
 def test_an_inherited_pipe_joins_two_of_them(raw: list[str]) -> None:
     reader, writer = os.pipe()
