@@ -266,6 +266,8 @@ cdef class FramedEndpoint(BytePump):
         cdef object message
         cdef Py_ssize_t n
         if type(self.decoder.peek()) is _WithDescriptors:
+            if self.carrier is None or len(self.carrier.arrived) < self.decoder.fds_due:
+                self.raise_failure()       # they never came: `more` noticed
             raise Unsupported("the next message carries descriptors: take it with recv_fds()",
                               address=str(self.address), operation="recv")
         message = self.decoder.pop()
@@ -303,7 +305,7 @@ cdef class FramedEndpoint(BytePump):
         self.confirm_due()
         while True:
             if self.decoder.ready_count:
-                if type(self.decoder.peek()) is not _WithDescriptors:
+                if type(self.decoder.peek()) is not _WithDescriptors or len(self.carrier.arrived) < self.decoder.fds_due:
                     return self.hand_over(), []
                 wrapped = self.decoder.pop()
                 self.decoder.fds_due -= wrapped.count
@@ -371,9 +373,12 @@ cdef class FramedEndpoint(BytePump):
                              None)
         try:
             self.decoder.eat(p, got)
-            if self.carrier is not None and self.decoder.head_have == 0 \
-                    and len(self.carrier.arrived) > self.decoder.fds_due:
-                self.carrier.keep_first(self.decoder.fds_due)
+            if self.carrier is not None:
+                if len(self.carrier.arrived) < self.decoder.fds_due:
+                    raise BadFrame(f"{self.decoder.fds_due} descriptors were announced, and "
+                                   f"{len(self.carrier.arrived)} came", received=p[:min(got, 32)])
+                if self.decoder.head_have == 0 and len(self.carrier.arrived) > self.decoder.fds_due:
+                    self.carrier.keep_first(self.decoder.fds_due)
             if self.decoder.confirmed > self.sent + self.going:
                 raise BadFrame("the peer confirmed more messages than were sent", received=p[:min(got, 48)])
         except AnywireError as error:
