@@ -123,6 +123,8 @@ cdef class BytePump(MessageEndpoint):
 cdef class RawEndpoint(BytePump):
     cdef bytearray pushed                # bytes read ahead by read_until
     cdef readonly bint at_eof
+    cdef Py_ssize_t expected             # bytes; what the next read is likely to bring, 0 while that is little
     cdef object read_bytes(self, Py_ssize_t n, bint block)
+    cdef object read_direct(self, Py_ssize_t n, bint block)
     cdef Py_ssize_t read_raw_into(self, char* p, Py_ssize_t n, bint block) except -2
 

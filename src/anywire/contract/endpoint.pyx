@@ -19,6 +19,7 @@ from cpython.exc cimport PyErr_CheckSignals, PyErr_SetFromErrno
 from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
 from cpython.memoryview cimport PyMemoryView_FromMemory, PyMemoryView_FromObject, PyMemoryView_GET_BUFFER
 from cpython.object cimport PyObject
+from cpython.ref cimport Py_XDECREF
 from libc.errno cimport EINTR, errno
 from libc.string cimport memcpy, memmove
 from anywire.contract cimport counters
@@ -31,6 +32,12 @@ from anywire.contract.waits import Wait
 
 cdef extern from "Python.h":
     int PyBuffer_IsContiguous(Py_buffer* view, char order)
+    PyObject* c_bytes "PyBytes_FromStringAndSize"(const char* p, Py_ssize_t n) except NULL
+    char* c_bytes_data "PyBytes_AS_STRING"(PyObject* bytes)
+    int _PyBytes_Resize(PyObject** bytes, Py_ssize_t n) except -1
+
+cdef enum:
+    DIRECT = 16384     # bytes; reads that bring so many are not copied, smaller ones are cheaper with a copy
 
 cdef extern from "<poll.h>" nogil:
     struct pollfd:
@@ -769,14 +776,37 @@ cdef class RawEndpoint(BytePump):
             return b""
         if self.broken:
             self.raise_failure()
+        if self.expected and n > DIRECT:
+            return self.read_direct(min(n, self.expected), block)
         got = self.fill(&p, n, block)
         if got == AGAIN:
             return None
         if got == 0:
             self.at_eof = True
             return b""
+        if got >= DIRECT:
+            self.expected = got + DIRECT
         self.slot.bytes_received += got
         return PyBytes_FromStringAndSize(p, got)
+
+    cdef object read_direct(self, Py_ssize_t n, bint block):
+        """As read_bytes, straight into the object to return, whose size follows what the reads before it brought."""
+        cdef PyObject* made = c_bytes(NULL, n)
+        cdef Py_ssize_t got
+        try:
+            got = self.read_at(c_bytes_data(made), n, block)
+            if got > 0:
+                self.slot.bytes_received += got
+                # Full: there may be more, so twice as much; else a little more than this, or the copy for small ones.
+                self.expected = min(2 * n, <Py_ssize_t> SCRATCH) if got == n else got + DIRECT if got >= DIRECT else 0
+                _PyBytes_Resize(&made, got)
+                return <object> made
+        finally:
+            Py_XDECREF(made)
+        if got == AGAIN:
+            return None
+        self.at_eof = True
+        return b""
 
     cdef Py_ssize_t read_raw_into(self, char* p, Py_ssize_t n, bint block) except -2:
         # -1: nothing here now; 0: the end. Straight into the caller's memory, no matter how large.
