@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import os
+import select
 import signal
 import stat
 import subprocess
@@ -207,6 +208,7 @@ def test_a_writer_killed_in_mid_message_costs_only_that_message(tmp_path):
         child = run(WRITE, address, "a", 2, 1_000_000)
         channel = listener.accept(timeout=20)
         assert channel.recv(timeout=20) == b"a000000"
+        assert select.select([channel.endpoint.read_fd], [], [], 20)[0], "the second message never began"
         child.kill()
         child.wait()
         sender = sync.connect(address)
