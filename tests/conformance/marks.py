@@ -12,6 +12,9 @@ import pytest
 
 from .wires import Setup
 
+CLEAR = "clear about what it can't do"
+"""The guarantee of the scenarios under the opposite conditions: of wires that don't make some promise."""
+
 
 def holds(guarantee: str, *conditions: Any, **options: Any) -> Any:
     return pytest.mark.holds(guarantee, *conditions, **options)

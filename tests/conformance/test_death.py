@@ -10,7 +10,7 @@ import pytest
 import anywire
 
 from . import roles
-from .marks import blind_to_death, clean_end, framed, holds, processes, reliable, sees_death, two_way
+from .marks import CLEAR, blind_to_death, clean_end, framed, holds, processes, reliable, sees_death, two_way
 from .roles import message
 from .world import World, outcome
 
@@ -98,7 +98,7 @@ async def test_the_others_are_untouched(world: World) -> None:
     assert await second.recv() == b"still here"
 
 
-@holds(DEATH, blind_to_death, processes)
+@holds(CLEAR, blind_to_death, processes)
 async def test_a_wire_that_cannot_see_it_goes_on(world: World) -> None:
     """Its line says no: the receiver just waits, and the next peer's messages arrive."""
     channel, peer = await world.open("receive")

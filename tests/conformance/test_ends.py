@@ -11,6 +11,7 @@ import anywire
 
 from . import roles
 from .marks import (
+    CLEAR,
     clean_end,
     connected,
     half_close,
@@ -143,7 +144,7 @@ async def test_half_close_wakes_a_waiting_receiver_only(world: World) -> None:
     assert await waiting == b"still here"
 
 
-@holds(HALF_CLOSE, no_half_close)
+@holds(CLEAR, no_half_close)
 async def test_without_half_close_it_is_refused(world: World) -> None:
     channel, peer = await world.open("send")
     with pytest.raises(anywire.Unsupported) as caught:
@@ -154,7 +155,7 @@ async def test_without_half_close_it_is_refused(world: World) -> None:
     assert await receiving == b"goes on"
 
 
-@holds(CLOSE, reliable, one_way)
+@holds(CLEAR, reliable, one_way)
 async def test_a_one_way_channel_refuses_the_other_way(world: World) -> None:
     sender, _peer = await world.open("send")
     with pytest.raises(anywire.Unsupported):
@@ -273,7 +274,7 @@ async def test_both_close_at_once(world: World) -> None:
     assert time.monotonic() - started < 10, "two sides that both close must not wait for their deadlines"
 
 
-@holds(CLEAN_END, wire("seqpacket"))
+@holds(CLEAR, wire("seqpacket"))
 async def test_seqpacket_has_an_end_but_cannot_tell_why(world: World) -> None:
     """Its line promises no difference: a close and a death both read as the end, after everything sent before."""
     for how in (roles.close, roles.exit_now):
@@ -286,7 +287,7 @@ async def test_seqpacket_has_an_end_but_cannot_tell_why(world: World) -> None:
         channel.abort()
 
 
-@holds(CLEAN_END, wire("fifo-many"))
+@holds(CLEAR, wire("fifo-many"))
 async def test_a_fifo_with_many_writers_has_no_end(world: World) -> None:
     channel, peer = await world.open("receive")
     await peer.call(roles.send_messages, [b"only one"])

@@ -12,7 +12,7 @@ import anywire
 
 from . import roles
 from .fronts import ABANDONED
-from .marks import half_close, holds, listening, processes, sees_death, stream, two_way
+from .marks import CLEAR, half_close, holds, listening, processes, sees_death, stream, two_way
 from .roles import message
 from .wires import MIB
 from .world import World, outcome
@@ -28,7 +28,7 @@ def blake(data: Any) -> str:
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
-@holds(STREAM, message_wire, listening)
+@holds(CLEAR, message_wire, listening)
 async def test_a_message_wire_has_no_stream(world: World) -> None:
     listener = await world.listen()
     for call in (
