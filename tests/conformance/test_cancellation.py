@@ -25,10 +25,17 @@ CANCELLATION = "safe cancellation"
 
 @holds(CANCELLATION, reliable)
 async def test_an_abandoned_recv_leaves_the_message(world: World) -> None:
-    """Abandon at every turn of the loop between 0 and the message's arrival and after."""
+    """Abandon at every turn of the loop between 0 and the message's arrival and after; and when it is here already."""
     channel, peer = await world.open("receive")
     count = 0
     for way in world.front.ways_to_abandon:
+        for turns in range(6):
+            await peer.call(roles.send_messages, [message(count)])
+            data = await world.front.abandon(channel.recv, turns=turns, way=way)
+            if data is ABANDONED:
+                data = await channel.recv()
+            assert roles.number_of(data) == count
+            count += 1
         for turns in range(12):
             assert await world.front.abandon(channel.recv, turns=turns, way=way) is ABANDONED
             assert await world.front.abandon(channel.recv_many, turns=turns, way=way) is ABANDONED
