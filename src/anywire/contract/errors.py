@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from typing import Any, ClassVar
 
 PREAMBLE_MAGIC = b"\x89anyw\r\n\n"
-"""The first eight bytes of a framed connection (docs/design/interfaces.md); here only to name a version mismatch."""
+"""The first eight bytes of a framed connection (docs/design/wire-format.md); here only to name a version mismatch."""
 
 _EXCERPT = 48  # bytes of foreign input shown in an error: a line on a terminal
 

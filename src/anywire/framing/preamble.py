@@ -2,7 +2,7 @@
 
 Used by the establishment generators of the wires, once per connection. A mismatch is told as early as the bytes allow:
 `missing` looks at every prefix, so a browser or an old version fails at its first wrong byte, not after a time-out.
-Layout: docs/design/interfaces.md.
+Layout: docs/design/wire-format.md.
 """
 
 from __future__ import annotations
