@@ -1,6 +1,6 @@
 """What is left of tens of thousands of connections, on each wire and front.
 
-    python evidence/leaks.py [--cycles 30000] [--wires tcp,unix,inproc]
+    python evidence/leaks.py [--cycles 30000] [--wires tcp,unix,seqpacket,fifo,inproc]
 
 Runs `tests/native/leak_cycles.py`, which uses and ends connections in a dozen ways: politely, by abort, cancellation,
 time-out, refusal. The table shows what one process, which holds both sides, held more at the end than after its
@@ -14,10 +14,17 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 PROGRAM = Path(__file__).resolve().parents[1] / "tests" / "native" / "leak_cycles.py"
-ADDRESSES = {"inproc": "inproc://leaks", "unix": f"unix:@anywire-leaks-{os.getpid()}", "tcp": "tcp://127.0.0.1:0"}
+ADDRESSES = {
+    "inproc": "inproc://leaks",
+    "unix": f"unix:@anywire-leaks-{os.getpid()}",
+    "seqpacket": f"unix:@anywire-leaks-{os.getpid()}?type=seqpacket",
+    "fifo": "fifo://{directory}/leaks?reply=true",
+    "tcp": "tcp://127.0.0.1:0",
+}
 STEADY = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "131072"}
 
 
@@ -27,15 +34,16 @@ def main() -> None:
     options.add_argument("--wires", default=",".join(ADDRESSES))
     chosen = options.parse_args()
     print(f"{chosen.cycles} connections each: objects of Python, bytes of malloc, resident bytes, descriptors\n")
-    print(f"{'wire':8}{'front':10}{'objects':>9}{'malloc':>10}{'resident':>12}{'fds':>6}{'threads':>9}")
+    print(f"{'wire':10}{'front':10}{'objects':>9}{'malloc':>10}{'resident':>12}{'fds':>6}{'threads':>9}")
     failed = False
     for wire in chosen.wires.split(","):
         for front in ("async", "blocking"):
-            command = [sys.executable, str(PROGRAM), ADDRESSES[wire], front, str(chosen.cycles)]
-            done = subprocess.run(
-                command, env={**os.environ, **STEADY}, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True,
-                check=True,
-            )  # fmt: skip
+            with tempfile.TemporaryDirectory() as directory:
+                address = ADDRESSES[wire].format(directory=directory)
+                done = subprocess.run(
+                    [sys.executable, str(PROGRAM), address, front, str(chosen.cycles)],
+                    env={**os.environ, **STEADY}, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, check=True,
+                )  # fmt: skip
             ways = json.loads(done.stdout)
             sums = {
                 key: sum(after[key] - before[key] for before, after in ways.values())
@@ -45,7 +53,7 @@ def main() -> None:
             failed |= fds != 0 or sums["threads"] > 0 or sums["objects"] > chosen.cycles // 10
             failed |= sums["malloced"] > 256 << 10 or sums["resident"] > 16 << 20
             numbers = f"{sums['objects']:9}{sums['malloced']:10}{sums['resident']:12}{fds:6}{sums['threads']:9}"
-            print(f"{wire:8}{front:10}{numbers}", flush=True)
+            print(f"{wire:10}{front:10}{numbers}", flush=True)
     sys.exit(failed)
 
 

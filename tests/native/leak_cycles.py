@@ -84,6 +84,8 @@ def missing(address: anywire.Address) -> str:
     """An address of the same wire where nobody listens."""
     if address.scheme == "inproc":
         return "inproc://nobody-listens-here"
+    if address.scheme == "fifo":
+        return f"fifo://{address.path}-nobody-listens-here?reply=true"
     return "tcp://127.0.0.1:1" if address.scheme == "tcp" else "unix:@anywire-nobody-listens-here"
 
 
@@ -94,7 +96,8 @@ def has_streams(wire: str) -> bool:
 
 def other(wire: str) -> str:
     """A second address beside it."""
-    return wire + "-bytes" if "@" in wire else wire
+    path, question, options = wire.partition("?")
+    return wire if path.startswith("tcp:") else f"{path}-bytes{question}{options}"
 
 
 # ---- the async front ------------------------------------------------------------------------------------------------
@@ -305,7 +308,7 @@ def too_large(channel: sync.Channel) -> None:
 
 def timed_out_send(channel: sync.Channel) -> None:
     for _ in range(3):
-        with contextlib.suppress(anywire.TimedOut):
+        with contextlib.suppress(anywire.TimedOut, anywire.TooLarge):
             channel.send(MORE_THAN_FITS, timeout=0)
     channel.abort()
 
