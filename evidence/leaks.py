@@ -42,8 +42,12 @@ def main() -> None:
                 address = ADDRESSES[wire].format(directory=directory)
                 done = subprocess.run(
                     [sys.executable, str(PROGRAM), address, front, str(chosen.cycles)],
-                    env={**os.environ, **STEADY}, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, check=True,
-                )  # fmt: skip
+                    env={**os.environ, **STEADY},
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    text=True,
+                    check=True,
+                )
             ways = json.loads(done.stdout)
             sums = {
                 key: sum(after[key] - before[key] for before, after in ways.values())
