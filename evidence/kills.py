@@ -1,6 +1,6 @@
 """kill -9, thousands of times: what the survivor was told against what really arrived.
 
-    python evidence/kills.py [--kills 500] [--wires tcp,unix,pipe]
+    python evidence/kills.py [--kills 500] [--wires tcp,unix,seqpacket,fifo,pipe]
 
 Each round starts a receiver in a process of its own, floods it with numbered messages of random sizes, and kills it
 with SIGKILL at a random moment. The receiver counts in shared memory what its application was handed, so the truth
@@ -8,6 +8,9 @@ survives it. Checked each time: the sender gets PeerLost; messages accepted <= m
 (nothing is lost silently), and what was confirmed was handed over (`accepted - unconfirmed <= handed over`); every
 answer that came is whole and in order; the sender knew within 100 ms; afterwards it holds no descriptor more than
 before.
+
+fifo is `?reply=true`: one way, nothing tells what a reader took. On seqpacket nothing confirms either, so there
+`unconfirmed` is all that was accepted; that the loss is told at once holds there too.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ import signal
 import statistics
 import struct
 import sys
+import tempfile
 import time
 
 import anywire
@@ -52,7 +56,10 @@ def start(wire: str, shared: mmap.mmap, answers: bool) -> tuple[int, anywire.syn
             os._exit(0)
         theirs.close()
         return pid, anywire.sync.attach(ours)
-    address = "tcp://127.0.0.1:0" if wire == "tcp" else f"unix:@anywire-kills-{os.getpid()}"
+    if wire == "fifo":
+        return start_fifo(shared, answers)
+    unix = f"unix:@anywire-kills-{os.getpid()}"
+    address = {"tcp": "tcp://127.0.0.1:0", "unix": unix, "seqpacket": f"{unix}-packets?type=seqpacket"}[wire]
     with anywire.sync.listen(address) as listener:
         where = listener.addresses[0]
         pid = os.fork()
@@ -60,6 +67,17 @@ def start(wire: str, shared: mmap.mmap, answers: bool) -> tuple[int, anywire.syn
             receive(shared, listener.accept(), answers)
             os._exit(0)
         return pid, anywire.sync.connect(where)
+
+
+def start_fifo(shared: mmap.mmap, answers: bool) -> tuple[int, anywire.sync.Channel]:
+    """The victim listens itself: a forked child gives up its copies of a FIFO's ends."""
+    with tempfile.TemporaryDirectory() as directory:
+        address = f"fifo://{directory}/kills?reply=true"
+        pid = os.fork()
+        if pid == 0:
+            receive(shared, anywire.sync.listen(address).accept(), answers)
+            os._exit(0)
+        return pid, anywire.sync.connect(address, wait=20)
 
 
 def one(wire: str, seed: int, shared: mmap.mmap) -> dict[str, float]:
@@ -116,7 +134,7 @@ def drain(channel: anywire.sync.Channel) -> list[bytes]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=500, help="for each wire (500)")
-    parser.add_argument("--wires", default="tcp,unix,pipe")
+    parser.add_argument("--wires", default="tcp,unix,seqpacket,fifo,pipe")
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
     shared = mmap.mmap(-1, 4096)
@@ -136,7 +154,7 @@ def main() -> None:
         knew = sorted(row["knew"] for row in rows)
         late = sum(1 for value in knew if value > 0.1)
         print(
-            f"{wire:5} {len(rows)} kills: {sum(row['accepted'] for row in rows):.0f} messages accepted, unconfirmed "
+            f"{wire:9} {len(rows)} kills: {sum(row['accepted'] for row in rows):.0f} messages accepted, unconfirmed "
             f"median {statistics.median(row['unconfirmed'] for row in rows):.0f} "
             f"max {max(row['unconfirmed'] for row in rows):.0f}; "
             f"knew after median {statistics.median(knew) * 1e3:.2f} ms "

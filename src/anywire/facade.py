@@ -378,7 +378,10 @@ class Server(Generic[F]):
                 while len(self._tasks) >= self._limit:      # the rest waits in the kernel's backlog
                     self._room.clear()
                     await self._room.wait()
-            acceptor, endpoint = await listener.next()
+            try:
+                acceptor, endpoint = await listener.next()
+            except ChannelClosed:           # nobody else can come (a pipe): serve those who are here, until the close
+                await asyncio.get_running_loop().create_future()
             task = asyncio.create_task(self._run(listener, acceptor, endpoint))
             self._tasks.add(task)
             task.add_done_callback(self._done)

@@ -15,6 +15,7 @@ import pytest
 
 import anywire
 from anywire import sync
+from anywire.framing.fragments import Fragments, fragments_of
 from anywire.ipc import fifo
 
 
@@ -386,3 +387,65 @@ def test_a_signal_lock_is_given_back_by_the_kernel(tmp_path):
     os.waitpid(child, 0)
     assert not fifo.is_writer_alive(read, 77)
     os.close(read)
+
+
+# --- hostile and unlucky ----------------------------------------------------------------------------------------------
+
+
+def test_a_writers_number_that_no_writer_has_is_a_dead_writers(tmp_path):
+    """Anybody who may write to the FIFO can claim any 64-bit number; the kernel's locks have 63."""
+    address = f"fifo://{tmp_path}/x?writers=many"
+    with sync.listen(address) as listener, sync.connect(address) as writer:
+        writer.send(b"before")
+        reader = listener.accept(timeout=20)
+        assert reader.recv(timeout=20) == b"before"
+        raw = fifo.open_writer(str(tmp_path / "x"))
+        for number in ((1 << 64) - 1, (1 << 64) - 2, 1 << 63, (1 << 63) - 1):
+            os.write(raw, fragments_of(number, b"x" * 5000)[:4096])     # the rest never comes
+            writer.send(b"between")
+            assert reader.recv(timeout=20) == b"between"
+        os.close(raw)
+        reader.close()
+
+
+def test_unfinished_messages_of_invented_writers_are_bounded(tmp_path):
+    """A hostile writer can hold the locks of all numbers; what it begins and never ends must not fill the memory."""
+    fragments = Fragments(1 << 20)
+    for number in range(20_000):
+        fragments.feed(fragments_of(number, b"x" * 5000)[:4096])
+        fragments.problems.clear()
+    assert fragments.unfinished <= 4096
+    fragments.feed(fragments_of(1 << 60, b"whole"))
+    assert list(fragments.ready) == [b"whole"]
+
+
+def test_refusing_everybody_drops_what_waits_and_does_not_spin(tmp_path):
+    address = f"fifo://{tmp_path}/x?writers=many"
+    asked = []
+    with (
+        sync.listen(address, authorize=lambda peer: bool(asked.append(peer))) as listener,
+        sync.connect(address) as writer,
+    ):
+        writer.send(b"unwanted")
+        with pytest.raises(anywire.TimedOut):
+            listener.accept(timeout=1)
+        assert len(asked) < 5
+        writer.send(b"unwanted too")
+        before = len(asked)
+        with pytest.raises(anywire.TimedOut):
+            listener.accept(timeout=0.3)
+        assert before < len(asked) < before + 5
+
+
+def test_a_listener_whose_name_was_taken_away_says_so(tmp_path):
+    address = f"fifo://{tmp_path}/x"
+    with sync.listen(address) as listener:
+        client = sync.connect(address)
+        client.send(b"first")
+        os.unlink(tmp_path / "x")
+        accepted = listener.accept(timeout=20)
+        assert accepted.recv(timeout=20) == b"first"
+        with pytest.raises(anywire.ChannelClosed, match="nobody else can come"):
+            listener.accept(timeout=20)
+        client.abort()
+        accepted.abort()

@@ -513,8 +513,8 @@ def test_a_listener_that_nobody_used_gives_the_descriptors_back():
     fds = {str(fd) for fd in theirs.take()}
     before = open_fds() - fds
     listener = sync.listen(theirs.address)
-    with pytest.raises(anywire.TimedOut):
-        assert listener.accept(timeout=0.01) is listener
+    with pytest.raises(anywire.ChannelClosed, match="nobody else can come"):
+        listener.accept(timeout=0.01)                    # the peer says nothing until its handshake is given up
     listener.close()
     listener.close()
     assert open_fds() == before
@@ -550,3 +550,88 @@ def test_an_open_channel_moves_to_another_process(tmp_path):
             assert ours.recv(timeout=30) == b"TWO"
             ours.close()
     assert child.wait(20) == 0
+
+
+# --- one peer, once ---------------------------------------------------------------------------------------------------
+
+
+def listening_pipe():
+    """(the address of a pipe to listen on, the peer's read end, the peer's write end)"""
+    to_us, from_them = os.pipe()
+    to_them, from_us = os.pipe()
+    return f"pipe:?read={to_us}&write={from_us}", to_them, from_them
+
+
+@pytest.mark.parametrize("front", ["async", "blocking"])
+def test_accept_ends_when_the_only_peer_failed(front):
+    """No second peer can come through a pipe, so waiting for one would be for ever."""
+    address, read, write = listening_pipe()
+    os.write(write, b"what is this? no preamble")
+
+    async def on_a_loop():
+        async with anywire.listen(address) as listener:
+            await listener.accept(timeout=20)
+
+    with pytest.raises(anywire.ChannelClosed, match="nobody else can come"):
+        if front == "async":
+            asyncio.run(on_a_loop())
+        else:
+            with sync.listen(address) as listener:
+                listener.accept(timeout=20)
+    os.close(read)
+    os.close(write)
+
+
+def test_a_server_of_one_pipe_serves_until_it_is_closed():
+    """That nobody else can come ends accepting, not the server."""
+    address, read, write = listening_pipe()
+
+    async def main():
+        done = asyncio.Event()
+
+        async def echo(channel):
+            async for message in channel:
+                await channel.send(message)
+            done.set()
+
+        server = anywire.serve(echo, address)
+        serving = asyncio.create_task(server.serve_forever())
+        async with await anywire.connect(f"pipe:?read={read}&write={write}") as channel:
+            for _ in range(3):
+                await channel.send(b"x")
+                assert await channel.recv(timeout=20) == b"x"
+            assert not serving.done()
+        await asyncio.wait_for(done.wait(), 20)
+        assert not serving.done()
+        serving.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await serving
+
+    asyncio.run(main())
+
+
+def test_an_attach_that_fails_leaves_no_descriptor():
+    """Out of descriptors, who is at the other end of a Unix socket can't be asked: the socket must not stay open."""
+    import resource
+    import socket as sockets
+
+    for how in ("unix", "packet"):
+        kind = sockets.SOCK_SEQPACKET if how == "packet" else sockets.SOCK_STREAM
+        one, two = sockets.socketpair(sockets.AF_UNIX, kind)
+        handle = anywire.Handle("channel", "channel", how, "unix:/nowhere", [one.detach()], {"max_message": 1000})
+        number = handle.fds[0]
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        held = []
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + 2, hard))
+        try:
+            with contextlib.suppress(OSError):
+                while True:
+                    held.append(os.dup(0))
+            with pytest.raises(OSError):
+                sync.attach(handle)
+        finally:
+            for fd in held:
+                os.close(fd)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert not os.path.exists(f"/proc/self/fd/{number}")
+        two.close()

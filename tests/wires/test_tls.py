@@ -700,3 +700,47 @@ def test_a_tls_connection_does_not_move(front: str, pems: Certificates) -> None:
     with pytest.raises(anywire.Unsupported, match="the private key|same cert="):
         listener.detach()
     listener.close()
+
+
+HANDLER_USES_THE_CONNECTION = """
+import signal, sys, threading
+from anywire import sync
+
+address, ca = sys.argv[1:]
+channel = sync.connect(address, ca=ca)
+signals = 0
+
+def handler(*_):
+    global signals
+    signals += 1
+    channel.try_send(b"from the handler")
+
+signal.signal(signal.SIGALRM, handler)
+signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
+got = 0
+while got < 20000 or signals < 200:
+    got += channel.recv(timeout=30) == b"flood"
+signal.setitimer(signal.ITIMER_REAL, 0)
+channel.abort()
+"""
+
+
+def test_a_signal_handler_may_use_the_connection_that_it_interrupts(pems: Certificates) -> None:
+    def flood(channel: Any) -> None:
+        draining = threading.Thread(target=lambda: drain(channel))
+        draining.start()
+        with contextlib.suppress(anywire.AnywireError, OSError):
+            while True:
+                channel.send(b"flood")
+        draining.join(20)
+
+    def drain(channel: Any) -> None:
+        with contextlib.suppress(anywire.AnywireError, OSError):
+            for _ in channel:
+                pass
+
+    with serving(flood, cert=pems.server) as address:
+        done = subprocess.run(
+            [sys.executable, "-c", HANDLER_USES_THE_CONNECTION, str(address), str(pems.ca)], timeout=60, check=False
+        )
+    assert done.returncode == 0

@@ -12,6 +12,7 @@ import logging
 import resource
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -668,3 +669,41 @@ def test_without_descriptors_a_new_peer_waits_and_is_not_lost(front: str) -> Non
         listener.close()
 
     asyncio.run(main())
+
+
+def test_several_threads_accept_each_peer_once() -> None:
+    peers = 200
+    came: list[str] = []
+    wrong: list[BaseException] = []
+    with sync.listen("udp://127.0.0.1:0") as listener:
+        channels = []
+
+        def accept() -> None:
+            try:
+                while True:
+                    channel = listener.accept()
+                    channels.append(channel)
+                    came.append(channel.peer.address)
+            except anywire.ChannelClosed:
+                pass
+            except BaseException as error:
+                wrong.append(error)
+
+        threads = [threading.Thread(target=accept) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        socks = [bare() for _ in range(peers)]
+        for sock in socks:
+            sock.sendto(b"x", where(listener.addresses[0]))
+        deadline = time.monotonic() + 20
+        while len(came) < peers and not wrong and time.monotonic() < deadline:
+            time.sleep(0.01)
+        listener.close()
+        for thread in threads:
+            thread.join(20)
+    for closed in [*channels]:
+        closed.abort()
+    for sock in socks:
+        sock.close()
+    assert not wrong
+    assert len(came) == len(set(came)) == peers

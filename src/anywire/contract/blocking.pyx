@@ -443,7 +443,10 @@ cdef class Channel(BlockingFront):
         if limit < 1:
             raise ValueError(f"recv_many needs a limit of at least 1, not {limit}")
         out = [self.receive(MESSAGE, timeout, "recv_many")]
-        self.start_receiving("recv_many")
+        try:
+            self.start_receiving("recv_many")
+        except AnywireError:
+            return out                   # another thread was quicker (a close, say); what was taken is not lost
         try:
             while len(out) < limit:
                 message = self.end.take_message(False)
@@ -498,6 +501,12 @@ cdef class Stream(BlockingFront):
         """Half-close: the peer reads the end after what was written. Raises Unsupported where the wire has none."""
         self.transmit(CALL, self.end.try_eof, timeout, "write_eof")
 
+    cdef int see_whose_end(self, str operation) except -1:
+        # shutdown(2), with which another thread's abort() or close() wakes this one, reads as the end of the stream.
+        if self.closing and self.end.closed:
+            self.check(operation)
+        return 0
+
     cdef object some(self, Py_ssize_t n, object timeout, str operation):
         cdef RawEndpoint end = <RawEndpoint> self.end
         cdef double limit = -1 if timeout is None else max(0.0, <double> timeout)
@@ -506,6 +515,8 @@ cdef class Stream(BlockingFront):
         while True:
             data = end.read_bytes(n, timeout is None and not end.unread_output)
             if data is not None:
+                if not data:
+                    self.see_whose_end(operation)
                 return data
             self.wait_input(limit, deadline, timeout, operation)
 
@@ -517,6 +528,8 @@ cdef class Stream(BlockingFront):
         while True:
             got = end.read_raw_into(p, n, timeout is None and not end.unread_output)
             if got >= 0:
+                if got == 0 and n > 0:
+                    self.see_whose_end(operation)
                 return got
             self.wait_input(limit, deadline, timeout, operation)
 

@@ -37,6 +37,7 @@ cdef extern from "Python.h":
     int _PyBytes_Resize(PyObject** bytes, Py_ssize_t n) except -1
 
 cdef enum:
+    DRAIN_TURNS = 16   # reads in a row while a closing stream drains
     DIRECT = 16384     # bytes; reads that bring so many are not copied, smaller ones are cheaper with a copy
 
 cdef extern from "<poll.h>" nogil:
@@ -366,6 +367,10 @@ cdef class MessageEndpoint:
         """Give back what the endpoint holds. Safe to call more than once."""
         self.closed = True
 
+    def refuse(self):
+        """The listener does not want this peer (`authorize`): release, and leave nothing that would bring it again."""
+        self.release()
+
     def interrupt(self):
         """Wake threads of the blocking front that wait on this endpoint."""
         if self.wake_fd >= 0:
@@ -545,6 +550,11 @@ cdef class BytePump(MessageEndpoint):
         cdef Py_ssize_t done
         cdef int count
         self.begun = False
+        if self.writing:
+            # The receiver's thread is inside a write of a confirmation (blocking front; a byte endpoint that gives up
+            # the GIL): its frame must be whole before another begins.
+            self.want = WRITE
+            return BLOCKED
         if self.output_pending() and self.flush_output(block) != DONE:
             return BLOCKED
         if n == 0:
@@ -602,6 +612,9 @@ cdef class BytePump(MessageEndpoint):
         cdef int count
         cdef Py_ssize_t done
         while self.output_pending():
+            if self.writing:
+                self.want = WRITE
+                return BLOCKED
             count = 0
             if self.rest != NULL:
                 v[0].iov_base = self.rest + self.rest_sent
@@ -818,7 +831,7 @@ cdef class RawEndpoint(BytePump):
             if not self.pushed:
                 self.pushed = None
             return got
-        if self.at_eof:
+        if self.at_eof or n == 0:                    # read(2) of no bytes gives 0 too, and that is no end
             return 0
         if self.broken:
             self.raise_failure()
@@ -865,9 +878,14 @@ cdef class RawEndpoint(BytePump):
         """Closing a socket with unread input makes TCP send a reset, which can destroy what we sent last
         (RFC 1122 4.2.2.13): hence reading to the end."""
         cdef double end = now() + timeout
+        cdef bint first = True
         while not self.at_eof and not self.broken and self.read_fd >= 0 and self.write_fd >= 0:
+            if not first and now() >= end:           # a peer may never stop sending
+                return
+            first = False
             self.pushed = None
             self.drained = False
-            if self.read_bytes(SCRATCH, False) is None:
+            if self.read_bytes(SCRATCH, False) is None or self.turns >= DRAIN_TURNS:
+                self.turns = 0                       # in a flood, too, the loop's other tasks get a turn
                 if not (yield Wait([(self.read_fd, self.want)], max(0.0, end - now()))):
                     return

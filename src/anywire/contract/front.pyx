@@ -559,7 +559,7 @@ cdef class Front:
 
         Parameters: `timeout`, seconds to wait for the peer; after them the connection is dropped.
         Raises PeerLost when the peer was lost and messages are unconfirmed. A cancelled close aborts."""
-        if self.closing or self.end.closed:
+        if self.closing or self.end.closed or self._left_to_parent():
             return
         self.closing = True
         self._give_up()
@@ -571,12 +571,21 @@ cdef class Front:
 
     def abort(self):
         """Drop the connection at once: no end frame, the peer sees a loss. Safe to call at any time."""
-        if self.end.closed:
+        if self.end.closed or self._left_to_parent():
             return
         self.closing = True
         self._give_up()
         self.unwatch(READ | WRITE)
         self._over()
+
+    def _left_to_parent(self):
+        """In a forked child only its copies of the descriptors go. The connection is the parent's, and so is the loop:
+        an epoll descriptor is shared, so to stop watching here would stop the parent's watching."""
+        if self.end.generation == generation():
+            return False
+        self.closing = True
+        self.end.release()
+        return True
 
     def _over(self):
         self.end.release()

@@ -76,6 +76,11 @@ class Acceptor(ABC):
     on_drop: Callable[[int], object] | None = None
     """Set by the listener: called with a number of messages that had to be dropped, for its counters (UDP)."""
 
+    @property
+    def over(self) -> bool:
+        """Whether no connection can come any more, for good (a pipe's one peer has come)."""
+        return False
+
     @abstractmethod
     def fileno(self) -> int:
         """A descriptor that is readable when a connection waits; -1: the acceptor uses `set_wakeup`."""

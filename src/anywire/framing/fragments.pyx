@@ -31,6 +31,7 @@ cdef enum:
     FIRST = 1
     LAST = 2
     SAMPLE = 32                            # bytes of foreign input shown in a problem
+    MOST_UNFINISHED = 4096                 # messages here in part: anybody can begin some and never end them
 
 cdef const char* MAGIC = b"awF\x01"
 
@@ -175,6 +176,9 @@ cdef class Fragments:
                     self.ready.append(p[FRAGMENT_HEADER:FRAGMENT_HEADER + n])
                 else:
                     self.problems.append(("a fragment contradicts itself", p[:FRAGMENT_HEADER]))
+                return 0
+            if len(self.partials) >= MOST_UNFINISHED:
+                self.problems.append((f"more than {MOST_UNFINISHED} writers had begun a message and not ended it", b""))
                 return 0
             partial = Partial.__new__(Partial)
             partial.total = place

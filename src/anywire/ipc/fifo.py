@@ -130,6 +130,8 @@ def claim_writer(fd: int, writer: int) -> None:
 
 def is_writer_alive(fd: int, writer: int) -> bool:
     """Whether that writer still has the FIFO open; `fd` is any end of it."""
+    if writer >= (1 << 63) - 1:  # no offset of a file, so nobody can have locked it
+        return False
     answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, LOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, writer, 1, 0))
     return bool(LOCK.unpack(answer)[0] != fcntl.F_UNLCK)
 

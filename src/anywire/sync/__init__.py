@@ -196,6 +196,7 @@ class Listener(Generic[F]):
         self._face = "channel" if kind is Channel else "stream"
         self._plans, self._acceptors = plans, acceptors
         self._lock = threading.Lock()
+        self._turn = threading.Lock()           # an acceptor is one thread's at a time
         self._waiting = 0                       # threads inside next()
         self._wake_fd = -1                      # what close() wakes them with, from the first wait on
         self._close_wake_fd: Callable[[], object] = lambda: None
@@ -223,7 +224,7 @@ class Listener(Generic[F]):
                 self._close_wake_fd = weakref.finalize(self, os.close, self._wake_fd)
             self._waiting += 1
         try:
-            steps = establish.next_steps(acceptors, self._count_error)
+            steps = establish.next_steps(acceptors, self._count_error, self._turn)
             found: tuple[Acceptor, Any] = run_blocking(
                 _until(lambda: not self._acceptors, steps), deadline, wake_fd=self._wake_fd
             )

@@ -21,8 +21,8 @@ from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
 from libc.errno cimport (EAGAIN, ECONNREFUSED, EHOSTUNREACH, EINTR, EMSGSIZE, ENETUNREACH, ENOBUFS, errno)
 from libc.stdint cimport uint32_t
 from libc.string cimport memcpy, memset
-from anywire.contract.endpoint cimport (BLOCKED, DONE, READ, WRITE, MessageEndpoint, hold, iovec, monotonic_ns,
-                                        scratch)
+from anywire.contract.endpoint cimport (BLOCKED, DONE, READ, WRITE, MessageEndpoint, fork_generation, hold, iovec,
+                                        monotonic_ns, scratch)
 from anywire.contract cimport counters
 from anywire.wires._descriptor cimport SocketBytes, msghdr
 
@@ -171,6 +171,7 @@ cdef class DatagramEndpoint(MessageEndpoint):
             if e != EINTR:
                 return self.refuse(e, "send", n)
             PyErr_CheckSignals()
+            fd = self.bytes.fd             # a handler, or a thread meanwhile, may have closed it: never use its number
 
     cdef Py_ssize_t put_messages(self, list data, Py_ssize_t start, bint block) except -1:
         """Up to 64 messages in one system call."""
@@ -216,6 +217,7 @@ cdef class DatagramEndpoint(MessageEndpoint):
                 return i
             elif e == EINTR:
                 PyErr_CheckSignals()
+                fd = self.bytes.fd
             else:
                 self.refuse(e, "send_many", v[0].iov_len)
         return i
@@ -289,6 +291,7 @@ cdef class DatagramEndpoint(MessageEndpoint):
             elif e != EINTR:
                 self.refuse(e, "recv", 0)
             PyErr_CheckSignals()
+            fd = self.bytes.fd
         if self.idle > 0:
             self.heard = now()
         if r > self.max_message:
@@ -384,7 +387,7 @@ cdef class DatagramEndpoint(MessageEndpoint):
     def release(self):
         """There is no end to tell the peer. What was not taken is dropped, and counted."""
         self.read_fd = self.write_fd = -1
-        if not self.closed:
+        if not self.closed and self.generation == fork_generation():     # a child's socket shares the parent's queue
             self.slot.drops += len(self.early or ()) + (self.waiting is not None) + left_in(self.bytes.fd)
         self.early = self.waiting = None
         self.closed = True

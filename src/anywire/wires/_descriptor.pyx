@@ -139,6 +139,7 @@ cdef class SocketBytes(ByteEndpoint):
             if e != EINTR:
                 return error(e)
             PyErr_CheckSignals()
+            fd = self.fd                   # a handler, or a thread meanwhile, may have closed it: never use its number
 
     cdef Py_ssize_t write(self, iovec* iov, int count, bint block) except -1:
         cdef ssize_t r
@@ -169,6 +170,7 @@ cdef class SocketBytes(ByteEndpoint):
             if e != EINTR:
                 return error(e)
             PyErr_CheckSignals()
+            fd = self.fd
 
     def shutdown_write(self):
         if self.fd >= 0 and c_shutdown(self.fd, SHUT_WR) < 0 and errno != ENOTCONN:
@@ -240,6 +242,7 @@ cdef class UnixBytes(SocketBytes):
             if e != EINTR:
                 return error(e)
             PyErr_CheckSignals()
+            fd = self.fd
 
     cdef int collect(self, msghdr* m) except -1:
         gather_fds(m, self.arrived)
@@ -358,6 +361,7 @@ cdef class PipeBytes(ByteEndpoint):
             if e != EINTR:
                 return error(e)
             PyErr_CheckSignals()
+            fd = self.read_fd
 
     cdef Py_ssize_t write(self, iovec* iov, int count, bint block) except -1:
         # SIGPIPE: Python ignores it at start (signal module docs); a program that restored it chose to die of it.
@@ -384,6 +388,7 @@ cdef class PipeBytes(ByteEndpoint):
             if e != EINTR:
                 return error(e)
             PyErr_CheckSignals()
+            fd = self.write_fd
 
     def unread(self):
         cdef int n = 0

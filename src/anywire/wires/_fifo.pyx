@@ -25,6 +25,7 @@ log = logging.getLogger("anywire")
 
 cdef enum:
     WHOLE = 3                              # flags of a message that is one fragment
+    MOST_REFUSED = 4 << 20                 # bytes dropped at once: more than a pipe holds, and not for ever in a flood
 
 
 cdef class AtomicPipe(PipeBytes):
@@ -237,6 +238,22 @@ cdef class FifoReader(BytePump):
         fd, self.bytes.write_fd = self.bytes.write_fd, -1
         if fd >= 0:
             os.close(fd)
+
+    def refuse(self):
+        """Nobody here may write: drop what waits, for it would only bring this connection again."""
+        cdef char* p
+        cdef Py_ssize_t got, left = MOST_REFUSED
+        while left > 0 and not self.broken:
+            got = self.fill(&p, SCRATCH, False)
+            if got <= 0:
+                break
+            left -= got
+            self.fragments.eat(p, got)
+            self.slot.drops += len(self.fragments.ready)
+            self.fragments.ready.clear()
+            self.fragments.problems.clear()
+        self.fragments.ready.clear()
+        self.release()
 
     def release(self):
         callback, self.on_release = self.on_release, None

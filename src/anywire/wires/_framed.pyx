@@ -36,6 +36,7 @@ cdef enum:
     CONFIRM_BYTES = 1 << 20
     LATEST_MESSAGES = 65536        # ... and so many even when more waits
     LATEST_BYTES = 64 << 20
+    DRAIN_TURNS = 16               # reads in a row while a closing channel drains
     GATHER = 65536                 # bytes of small frames that leave in one system call
     MOST_DRAINED = 64 << 20
 
@@ -193,6 +194,10 @@ cdef class FramedEndpoint(BytePump):
                     continue
                 v.iov_base = gather
                 v.iov_len = used
+                if self.writing:           # as in emit()
+                    self.want = WRITE
+                    self.put_status = BLOCKED
+                    return first
                 self.writing = True
                 self.turns += 1
                 self.going = i - first
@@ -513,17 +518,22 @@ cdef class FramedEndpoint(BytePump):
     def drain_steps(self, timeout):
         """Generator: drop what still comes, up to the peer's close frame or the deadline."""
         cdef double end = time.monotonic() + timeout
+        cdef bint first = True
         if not self.confirms or not self.end_sent:
             return
         self.ending = True                   # after the peer's end its confirmations and its close still follow
         while self.read_fd >= 0 and not self.decoder.closed:
+            if not first and time.monotonic() >= end:        # a peer may never stop sending
+                return
+            first = False
             while self.decoder.ready_count:
                 self.decoder.pop()
                 self.slot.drops += 1
             if self.broken:
                 return
             self.drained = False
-            if self.more(False) == AGAIN:
+            if self.more(False) == AGAIN or self.turns >= DRAIN_TURNS:
+                self.turns = 0               # in a flood, too, the loop's other tasks get a turn
                 if not (yield Wait([(self.read_fd, self.want)], max(0.0, end - time.monotonic()))):
                     return
 

@@ -22,7 +22,7 @@ apart, so the end is EndOfChannel unless the kernel says "reset" (PeerLost); a s
 """
 cimport cython
 from cpython.bytes cimport PyBytes_FromStringAndSize
-from cpython.exc cimport PyErr_CheckSignals, PyErr_SetFromErrno
+from cpython.exc cimport PyErr_CheckSignals
 from libc.errno cimport EAGAIN, ECONNRESET, EINTR, EMSGSIZE, EPIPE, errno
 from libc.string cimport memcpy, memset
 from anywire.contract cimport counters
@@ -49,15 +49,9 @@ cdef extern from "<sys/mman.h>" nogil:
     int munmap(void* address, size_t n)
     int madvise(void* address, size_t n, int advice)
 
-cdef extern from *:
-    """
-    #include <errno.h>
-    static void anywire_packet_errno(int e) { errno = e; }
-    """
-    void set_errno "anywire_packet_errno"(int e) noexcept nogil
-
 cdef enum:
     ENDED = -3
+    MOST_TURNS = 64                # system calls in a row while a closing channel drains
     OVERHEAD = 32                  # bytes of SO_SNDBUF that the kernel keeps for itself (unix_dgram_sendmsg)
     LARGEST_AREA = 1 << 30         # a packet can't be larger: socket buffers are ints, and half is bookkeeping
 
@@ -189,11 +183,12 @@ cdef class PacketEndpoint(MessageEndpoint):
                 self.reset = True
                 raise PeerLost("the peer closed its end or died (this wire can't tell which)", address=str(self.address),
                                operation="send", unconfirmed=self.sent)
+            if self.closed:
+                raise ChannelClosed("it was closed on this side", address=str(self.address), operation="send")
             if e != EINTR:
-                set_errno(e)
-                PyErr_SetFromErrno(OSError)
-                return -1
+                raise OSError(e, f"send {self.address}: {os.strerror(e)}")
             PyErr_CheckSignals()
+            fd = self.bytes.fd             # a handler, or a thread meanwhile, may have closed it: never use its number
 
     def try_eof(self):
         """Half-close: shutdown(2); the peer reads what was sent, then the end."""
@@ -240,9 +235,9 @@ cdef class PacketEndpoint(MessageEndpoint):
             if e == ECONNRESET:
                 self.reset = True            # once; what it had sent comes now
             elif e != EINTR:
-                set_errno(e)
                 self.lost(os.strerror(e))
             PyErr_CheckSignals()
+            fd = self.bytes.fd
         if r == 0 and m.msg_controllen == 0 and not m.msg_flags & MSG_CTRUNC:
             self.over = True
             return ENDED
@@ -386,7 +381,9 @@ cdef class PacketEndpoint(MessageEndpoint):
         """Generator: drop what still comes, up to the peer's end or the deadline. Closing with unread packets would
         destroy what the peer has not read yet of ours: it would meet a reset first."""
         cdef double end = time.monotonic() + timeout
-        while self.bytes.fd >= 0:
+        cdef bint first = True
+        while self.bytes.fd >= 0 and (first or time.monotonic() < end):      # a peer may never stop sending
+            first = False
             self.waiting_dropped()
             try:
                 message = self.next_packet(False)
@@ -395,7 +392,10 @@ cdef class PacketEndpoint(MessageEndpoint):
             self.drop_came()
             if message is not None:
                 self.slot.drops += 1
-            elif not (yield Wait([(self.read_fd, READ)], max(0.0, end - time.monotonic()))):
+                if self.turns < MOST_TURNS:
+                    continue
+                self.turns = 0               # a flood: the loop's other tasks get a turn
+            if not (yield Wait([(self.read_fd, READ)], max(0.0, end - time.monotonic()))):
                 return
 
     def waiting_dropped(self):

@@ -86,7 +86,7 @@ cdef class TlsBytes(ByteEndpoint):
         self.outgoing = ssl.MemoryBIO()
         self.tls = context.wrap_bio(self.incoming, self.outgoing, server_side=server_side, server_hostname=server_name)
         self.engine = self.tls._sslobj
-        lock = threading.Lock()
+        lock = threading.RLock()         # a signal handler may run in the engine, and use this very connection
         self.acquire = lock.acquire
         self.unlock = lock.release
 
@@ -234,21 +234,19 @@ cdef class TlsBytes(ByteEndpoint):
     cdef int read_ahead(self) except -1:
         """Decrypt into the stash all that is here, so that nothing is in the engine."""
         cdef Py_ssize_t got
-        if self.record == NULL:
-            self.record = <char*> PyMem_RawMalloc(RECORD)
-            if self.record == NULL:
-                raise MemoryError()
+        cdef char record[RECORD]                     # its own: this may run in a signal handler, inside a read
         while not self.at_end:
-            got = self.decrypt(self.record, RECORD)
+            got = self.decrypt(record, RECORD)
             if got <= 0:
                 break
             if self.stash is None:
                 self.stash = bytearray()
-            self.stash += self.record[:got]
+            self.stash += (<char*> record)[:got]
         return 0
 
     cdef Py_ssize_t read(self, char* p, size_t n, bint block) except -1:
         # Never blocks: the fronts wait for `want`, which a blocking read of the socket alone could not.
+        PyErr_CheckSignals()                         # here, where nothing is lost if a handler raises
         self.acquire()
         self.users += 1
         try:
@@ -269,7 +267,6 @@ cdef class TlsBytes(ByteEndpoint):
                 self.stash = None
             return got
         self.need_whole()
-        PyErr_CheckSignals()                         # here, where nothing is lost if a handler raises
         if shared and self.record == NULL:
             self.record = <char*> PyMem_RawMalloc(RECORD)
             if self.record == NULL:
@@ -305,6 +302,7 @@ cdef class TlsBytes(ByteEndpoint):
                 return AGAIN
 
     cdef Py_ssize_t write(self, iovec* iov, int count, bint block) except -1:
+        PyErr_CheckSignals()
         self.acquire()
         self.users += 1
         try:
@@ -340,7 +338,6 @@ cdef class TlsBytes(ByteEndpoint):
         cdef char* p
         cdef pollfd room
         self.need_whole()
-        PyErr_CheckSignals()
         for i in range(count):
             total += iov[i].iov_len
         if not self.flush():

@@ -9,6 +9,7 @@ descriptors left (accepting pauses and goes on). Whatever fails, every descripto
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import socket
@@ -18,7 +19,7 @@ from typing import Any
 
 from anywire.contract.address import Address
 from anywire.contract.endpoint import ByteEndpoint, MessageEndpoint, RawEndpoint
-from anywire.contract.errors import AnywireError, BadFrame, PeerLost, Refused, TimedOut, Unsupported
+from anywire.contract.errors import AnywireError, BadFrame, ChannelClosed, PeerLost, Refused, TimedOut, Unsupported
 from anywire.contract.waits import READ, WRITE, Steps, Wait
 from anywire.contract.wire import Acceptor, Wire
 from anywire.framing.preamble import MAGIC, Preamble, decode, missing, refuse
@@ -171,14 +172,23 @@ def connect_steps(
         pause = min(pause * 1.6, 0.5)
 
 
-def next_steps(acceptors: Sequence[Acceptor], on_error: Any = None) -> Steps[tuple[Acceptor, Any]]:
-    """The next connection of any acceptor. Never spins and never ends for lack of descriptors (`on_error` is told)."""
+NO_TURN = contextlib.nullcontext()
+"""For acceptors that one thread waits on."""
+
+
+def next_steps(
+    acceptors: Sequence[Acceptor], on_error: Any = None, turn: Any = NO_TURN
+) -> Steps[tuple[Acceptor, Any]]:
+    """The next connection of any acceptor. Never spins and never ends for lack of descriptors (`on_error` is told).
+
+    `turn`: a lock for acceptors that several threads wait on. Raises ChannelClosed when nobody can come any more."""
     pause = 0.02
     while True:
         exhausted = False
         for acceptor in acceptors:
             try:
-                endpoint = acceptor.accept()
+                with turn:
+                    endpoint = acceptor.accept()
             except OSError as error:
                 if on_error is not None:
                     on_error(error)
@@ -193,8 +203,16 @@ def next_steps(acceptors: Sequence[Acceptor], on_error: Any = None) -> Steps[tup
         if exhausted:
             yield Wait([], pause)
             pause = min(pause * 2, 1.0)
-        else:
-            yield Wait([(acceptor.fileno(), READ) for acceptor in acceptors])
+            continue
+        open_ones = [acceptor for acceptor in acceptors if not acceptor.over]
+        if not open_ones:
+            raise ChannelClosed(
+                "the one peer has come, and nobody else can come here",
+                address=", ".join(str(acceptor.address) for acceptor in acceptors),
+                operation="accept",
+                advice="the log says why a peer was passed over; close the listener",
+            )
+        yield Wait([(acceptor.fileno(), READ) for acceptor in open_ones])
 
 
 def hear_steps(acceptor: Acceptor, endpoint: Any, face: str, options: Mapping[str, Any]) -> Steps[Any]:
@@ -222,7 +240,7 @@ def answer_steps(heard: Any, options: Mapping[str, Any], refusal: str | None) ->
     if isinstance(heard, MessageEndpoint):
         if refusal is None:
             return heard
-        heard.release()
+        heard.refuse()
         return None
     below, peer = heard
     try:

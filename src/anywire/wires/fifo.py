@@ -351,6 +351,11 @@ class SessionAcceptor(Acceptor):
         """The read end: readable when a writer has written; -1 when closed."""
         return self.listening.fd
 
+    @property
+    def over(self) -> bool:
+        """Whether the name was taken away: the last connection kept the FIFO, and no other can come."""
+        return self.listening.end is None
+
     def accept(self) -> ByteEndpoint | None:
         """The connection of a writer who has written."""
         return self.listening.hand_over() if self.listening.pending() else None
@@ -430,10 +435,12 @@ class SharedAcceptor(Acceptor):
         self.listening = listening
         self.fragments = Fragments(max_message)  # outlives a connection: nothing that came is lost between two
         self.reader: FifoReader | None = None
-        self.keeper = self.event = -1
+        self.event = -1
+        self.keeper: PipeBytes | None = None
         try:
-            # Without a writer of our own the FIFO would be over whenever the last of the others leaves.
-            self.keeper = fifo.keep_open(listening.fd)
+            # Without a writer of our own the FIFO would be over whenever the last of the others leaves. An endpoint,
+            # because a forked child must not keep its copy.
+            self.keeper = PipeBytes(-1, fifo.keep_open(listening.fd))
             self.event = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         except BaseException:
             self.close()
@@ -457,7 +464,8 @@ class SharedAcceptor(Acceptor):
         assert end is not None
         read = os.dup(end.read_fd)
         try:
-            below = PipeBytes(read, os.dup(self.keeper), address=self.address, peer=end.peer, wire=end.wire)
+            assert self.keeper is not None
+            below = PipeBytes(read, os.dup(self.keeper.write_fd), address=self.address, peer=end.peer, wire=end.wire)
         except BaseException:
             os.close(read)
             raise
@@ -473,11 +481,12 @@ class SharedAcceptor(Acceptor):
     def close(self) -> None:
         """Take the name away. The connection goes on until the last writer has left."""
         self.listening.close()
-        keeper, self.keeper = self.keeper, -1
+        keeper, self.keeper = self.keeper, None
+        if keeper is not None:
+            keeper.release()
         event, self.event = self.event, -1
-        for fd in (keeper, event):
-            if fd >= 0:
-                os.close(fd)
+        if event >= 0:
+            os.close(event)
         reader = self.reader
         if reader is not None:
             reader.no_more_writers()

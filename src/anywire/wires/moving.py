@@ -115,6 +115,20 @@ def _bytes_of(handle: Handle) -> ByteEndpoint:
     address = Address.parse(handle.address)
     wire = wire_for(address)
     fds = handle.take()
+    try:
+        return _endpoint_of(handle, address, wire, fds)
+    except BaseException:
+        _close(fds)
+        raise
+
+
+def _close(fds: list[int]) -> None:
+    for fd in fds:
+        os.close(fd)
+
+
+def _endpoint_of(handle: Handle, address: Address, wire: Any, fds: list[int]) -> ByteEndpoint:
+    """Takes the descriptors over only if it returns."""
     if handle.how in ("pipe", "pipe-read", "pipe-write"):
         read, write = (fds[0] if handle.how != "pipe-write" else -1), (fds[-1] if handle.how != "pipe-read" else -1)
         for fd in fds:
@@ -131,10 +145,14 @@ def _bytes_of(handle: Handle) -> ByteEndpoint:
 def _attach_steps(handle: Handle, timeout: float) -> Steps[MessageEndpoint]:
     if handle.how == "packet":
         address = Address.parse(handle.address)
-        (fd,) = handle.take()
-        packets = PacketEndpoint(
-            fd, handle.state["max_message"], address=address, peer=peer_at(fd), wire=wire_for(address)
-        )
+        wire = wire_for(address)
+        fds = handle.take()
+        try:
+            peer = peer_at(fds[0])
+        except BaseException:
+            _close(fds)
+            raise
+        packets = PacketEndpoint(fds[0], handle.state["max_message"], address=address, peer=peer, wire=wire)
         packets.restore_state(handle.state)
         return packets
     below = _bytes_of(handle)

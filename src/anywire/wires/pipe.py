@@ -92,6 +92,11 @@ class PipeAcceptor(Acceptor):
         """An eventfd, readable until the connection was taken; -1 when closed."""
         return self.event
 
+    @property
+    def over(self) -> bool:
+        """Whether the one connection was taken."""
+        return self.endpoint is None
+
     def accept(self) -> ByteEndpoint | None:
         """The connection, once."""
         endpoint, self.endpoint = self.endpoint, None
