@@ -337,3 +337,14 @@ def test_listeners_may_share_a_port(front: str) -> None:
         listen(first.addresses[0])
     first.close()
     second.close()
+
+
+def test_a_silent_client_does_not_outlast_the_time_out_of_accept() -> None:
+    """The handshake has a longer limit of its own; a caller who gave accept() less gets it back in time."""
+    with sync.listen("tcp://127.0.0.1:0") as listener:
+        where = listener.addresses[0]
+        with socket.create_connection((where.host, where.port)):
+            begun = time.monotonic()
+            with pytest.raises(anywire.TimedOut):
+                listener.accept(timeout=0.2)
+            assert time.monotonic() - begun < 5

@@ -238,10 +238,10 @@ class Listener(Generic[F]):
                     for acceptor in acceptors:
                         acceptor.close()
 
-    def establish(self, acceptor: Acceptor, endpoint: Any) -> F | None:
+    def establish(self, acceptor: Acceptor, endpoint: Any, deadline: float | None = None) -> F | None:
         """Handshake, authorise: a channel or stream, or None when the peer was refused."""
         plan = self._plans[acceptor]
-        heard = run_blocking(establish.hear_steps(acceptor, endpoint, self._face, plan.options))
+        heard = run_blocking(establish.hear_steps(acceptor, endpoint, self._face, plan.options), deadline)
         target = heard if isinstance(heard, MessageEndpoint) else heard[0]
         try:
             refusal = _judge(self._authorize, target.peer)
@@ -265,10 +265,12 @@ class Listener(Generic[F]):
             except TimedOut:
                 raise TimedOut(timeout or 0.0, address=str(self.addresses[0]), operation="accept") from None
             try:
-                made = self.establish(acceptor, endpoint)
+                made = self.establish(acceptor, endpoint, deadline)
             except (AnywireError, OSError) as error:
                 log.info("accept %s: %s", acceptor.address, error)
                 self._slot.add("accept_errors")
+                if deadline is not None and time.monotonic() >= deadline:
+                    raise TimedOut(timeout or 0.0, address=str(acceptor.address), operation="accept") from error
                 continue
             if made is not None:
                 return made
