@@ -602,6 +602,7 @@ cdef class BytePump(MessageEndpoint):
             self.want = WRITE
             return PARTIAL
         try:
+            PyErr_CheckSignals()             # it may have ended this call early, with a count
             return DONE if self.flush_output(True) == DONE else PARTIAL
         except BaseException:
             self.adopt_output()

@@ -223,6 +223,7 @@ cdef class FramedEndpoint(BytePump):
                     if not block:
                         return i
                     self.unread_output = True    # if a signal ends this: the next operation goes on
+                    PyErr_CheckSignals()         # it may have ended this call early, with a count
                     self.put_status = self.flush_output(True)
                     if self.put_status != DONE:
                         self.put_status = PARTIAL
