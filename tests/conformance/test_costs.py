@@ -115,6 +115,7 @@ async def test_one_system_call_each_way(world: World) -> None:
     assert not echoing.done()
     sending = sum(calls.get(name, 0) for name in ("sendto", "sendmsg", "write", "writev"))
     receiving = sum(calls.get(name, 0) for name in ("recvfrom", "recvmsg", "read", "readv"))
-    assert 1000 <= sending <= 1030, table
-    assert 1000 <= receiving <= 1030, table
+    # The last one may still be under way when strace stops counting.
+    assert 999 <= sending <= 1030, table
+    assert 999 <= receiving <= 1030, table
     assert sum(calls.values()) <= 2100, table
