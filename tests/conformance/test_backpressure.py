@@ -108,6 +108,6 @@ async def test_waits_are_counted(world: World) -> None:
         count += 1
     before = channel.stats().send_waits
     waiting = await world.still_waiting(channel.send(message(count, size)), 0.01)
+    await world.until(lambda: channel.stats().send_waits > before)
     assert await peer.call(roles.receive_numbers, count + 1) == list(range(count + 1))
     await waiting
-    assert channel.stats().send_waits > before
