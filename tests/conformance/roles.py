@@ -555,7 +555,7 @@ def take_connections(peer: PeerSide, address: str, count: int, options: dict[str
     peer.kept["taken"] = []
     for _ in range(count):
         try:
-            peer.kept["taken"].append(anywire.sync.connect(address, timeout=0.3, **options))
+            peer.kept["taken"].append(anywire.sync.connect(address, timeout=1.0, **options))
         except (anywire.AnywireError, OSError):
             break
     return len(peer.kept["taken"])
