@@ -86,6 +86,7 @@ cdef class MessageEndpoint:
     cdef int put_status                  # of the last message of put_messages
     cdef int wake_fd                     # blocking front: wakes the threads that wait in poll, once and for all
     cdef int waiters                     # threads that wait there
+    cdef object kept                     # a message that did not fit into a buffer: it is the next one
     cdef object take_message(self, bint block)
     cdef Py_ssize_t take_message_into(self, char* p, Py_ssize_t size, bint block) except -2
     cdef int stop_into(self) except -1

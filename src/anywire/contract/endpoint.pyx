@@ -413,6 +413,9 @@ cdef class MessageEndpoint:
         self.turns = 0
 
     cdef object take_message(self, bint block):
+        if self.kept is not None:
+            message, self.kept = self.kept, None
+            return message
         if self.broken:
             self.raise_failure()
         message = self.take()
@@ -429,7 +432,9 @@ cdef class MessageEndpoint:
             return -1
         keep = hold(message, &q, &n)
         if n > size:
-            raise BufferError(f"the message has {n} bytes, the buffer {size}; the message was dropped")
+            self.kept = message
+            raise BufferError(f"recv_into {self.address}: the next message has {n} bytes and the buffer {size}; the "
+                              "message stays queued")
         memcpy(p, q, n)
         return n
 

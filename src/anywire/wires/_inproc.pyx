@@ -7,7 +7,8 @@ front's wake-up (any thread) or, on the blocking front, through the lock that it
 
 What can go wrong: the other side aborts, or is forgotten: `PeerLost`; a full queue makes the sender wait.
 """
-from cpython.bytes cimport PyBytes_CheckExact
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact
+from libc.string cimport memcpy
 from anywire.contract cimport counters
 from anywire.contract.endpoint cimport BLOCKED, DONE, READ, WRITE, Loan, MessageEndpoint, hold
 
@@ -66,6 +67,18 @@ cdef class InprocEndpoint(MessageEndpoint):
             self.raise_failure()
         self.want = READ
         return None
+
+    cdef Py_ssize_t take_message_into(self, char* p, Py_ssize_t size, bint block) except -2:
+        cdef Py_ssize_t n
+        if self.inbox and len(self.inbox[0]) > size:
+            raise BufferError(f"recv_into {self.address}: the next message has {len(self.inbox[0])} bytes and the buffer "
+                              f"{size}; the message stays queued")
+        message = self.take_message(block)
+        if message is None:
+            return -1
+        n = len(message)
+        memcpy(p, PyBytes_AS_STRING(message), n)
+        return n
 
     cdef int put_message(self, object data, bint block) except -1:
         cdef InprocEndpoint other = self.other
