@@ -12,7 +12,7 @@ from . import roles
 from .marks import holds, reliable
 from .roles import message
 from .wires import MIB
-from .world import World
+from .world import World, outcome
 
 BACK_PRESSURE = "back-pressure"
 # The kernel's own buffers for one connection (tcp_wmem and tcp_rmem allow 4 + 6 MiB) and as much again for ours.
@@ -53,6 +53,10 @@ async def test_reader_that_stopped_stays_small(world: World) -> None:
     closing = peer.start(roles.close, 20)  # a blocking sender's last part goes with its next call
     for number in range(taken):
         assert roles.number_of(await channel.recv()) == number
+    if world.setup.promise.clean_end:
+        assert isinstance(await outcome(channel.recv()), anywire.EndOfChannel)
+    if not world.setup.two_way:
+        await closing  # a reader that leaves before the writer's end is a loss there
     await channel.close()
     await closing
 
