@@ -236,7 +236,7 @@ async def async_cycles(wire: str, cycles: int, watch: Watch) -> None:
             for way in ways.values():
                 await way()
         for name, way in ways.items():
-            for many in (1, cycles // len(ways)):
+            for many in (cycles // len(ways) // 2, cycles // len(ways)):   # first fill the free lists
                 for _ in range(many):
                     await way()
                     await asyncio.sleep(0)       # a way that never had to wait leaves the loop its chores
@@ -358,7 +358,7 @@ def blocking_cycles(wire: str, cycles: int, watch: Watch) -> None:
             for way in ways.values():
                 way()
         for name, way in ways.items():
-            for many in (1, cycles // len(ways)):
+            for many in (cycles // len(ways) // 2, cycles // len(ways)):   # first fill the free lists
                 for _ in range(many):
                     way()
                 through(small)                   # served after all that were still in the backlog
