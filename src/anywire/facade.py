@@ -10,18 +10,15 @@ logger `anywire` and counted, its connection is dropped (the peer sees a loss), 
 from __future__ import annotations
 
 import asyncio
-import functools
 import inspect
 import logging
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 from types import TracebackType
 from typing import Any, Generic, Self, TypeAlias, TypeVar
 
-from anywire.contract import counters
 from anywire.contract.address import Address
 from anywire.contract.channel import Channel
-from anywire.contract.counters_page import LISTENER
 from anywire.contract.driver import driver_for
 from anywire.contract.endpoint import MessageEndpoint
 from anywire.contract.errors import AnywireError, ChannelClosed, EndOfChannel, PeerLost, Refused, TimedOut
@@ -30,13 +27,14 @@ from anywire.contract.peer import Peer
 from anywire.contract.stream import Stream
 from anywire.contract.wire import Acceptor
 from anywire.wires import establish
-from anywire.wires.moving import attach_endpoint, detach_listener
+from anywire.wires.listening import Bound
+from anywire.wires.moving import attach_endpoint
 from anywire.wires.plan import (
     ATTACH_TIMEOUT,
     CONNECT_TIMEOUT,
+    CURABLE,
     HANDSHAKE_TIMEOUT,
     Plan,
-    bind_all,
     may_connect,
     plan_for,
     verdict_of,
@@ -164,7 +162,7 @@ async def connect_forever(
     while True:
         try:
             channel = await connect(address, **options)
-        except (Refused, TimedOut, PeerLost, ConnectionError, FileNotFoundError) as error:
+        except CURABLE as error:
             log.info("connect %s: %s; next attempt in about %.2f s", address, error, pause)
             await asyncio.sleep(pause * random.uniform(0.5, 1.0))
             pause = min(pause * 2, backoff[1])
@@ -179,48 +177,15 @@ async def connect_forever(
                 pass
 
 
-class Listener(Generic[F]):
+class Listener(Bound[F]):
     """Listening addresses whose connections you take yourself: `await listener.accept()`.
 
     `addresses` are the real ones. Closing stops listening; accepted connections live on."""
 
-    def __init__(
-        self,
-        kind: type[F],
-        addresses: Sequence[str | Address],
-        max_message: int | None,
-        handshake_timeout: float,
-        authorize: Authorize | None,
-        backlog: int,
-        wire_options: dict[str, Any],
-    ) -> None:
-        face = "channel" if kind is Channel else "stream"
-        bound = bind_all(addresses, face, max_message, handshake_timeout, backlog, wire_options)
-        self._set_up(kind, *bound, authorize)
+    _channel = Channel
 
-    def _set_up(
-        self,
-        kind: type[F],
-        plans: dict[Acceptor, Plan],
-        acceptors: list[Acceptor],
-        authorize: Authorize | None = None,
-    ) -> None:
-        self._kind: type[F] = kind
-        self._face = "channel" if kind is Channel else "stream"
-        self._plans, self._acceptors = plans, acceptors
+    def _ready(self) -> None:
         self._accepting: set[asyncio.Task[Any]] = set()  # they wait in next(), in this loop
-        self._authorize = authorize
-        self._slot = counters.OwnSlot(LISTENER, ",".join(str(address) for address in self.addresses))
-        for acceptor in acceptors:
-            acceptor.on_drop = functools.partial(self._slot.add, "drops")
-
-    @property
-    def addresses(self) -> list[Address]:
-        """The real addresses, in the order given; a port 0 is the port that the kernel chose."""
-        return [acceptor.address for acceptor in self._acceptors]
-
-    def _count_error(self, error: OSError) -> None:
-        self._slot.add("accept_errors")
 
     async def next(self) -> tuple[Acceptor, Any]:
         """The next raw connection: (acceptor, endpoint). Use `accept`."""
@@ -275,10 +240,6 @@ class Listener(Generic[F]):
             if isinstance(error, AnywireError):
                 raise
             raise TimedOut(timeout or 0.0, address=str(self.addresses[0]), operation="accept") from None
-
-    def detach(self) -> Handle:
-        """Give the listening socket away, for another process: a listener of one address. This one is then closed."""
-        return detach_listener(self)
 
     def close(self) -> None:
         """Stop listening."""

@@ -6,20 +6,17 @@ Channels may be used from any thread.
 
 from __future__ import annotations
 
-import functools
 import logging
 import os
 import random
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, Generic, Self, TypeAlias, TypeVar
 
-from anywire.contract import counters
 from anywire.contract.address import Address
 from anywire.contract.blocking import Channel, Stream
-from anywire.contract.counters_page import LISTENER
 from anywire.contract.driver import run_blocking
 from anywire.contract.endpoint import MessageEndpoint
 from anywire.contract.errors import AnywireError, ChannelClosed, EndOfChannel, PeerLost, Refused, TimedOut
@@ -28,13 +25,14 @@ from anywire.contract.peer import Peer
 from anywire.contract.waits import Steps
 from anywire.contract.wire import Acceptor
 from anywire.wires import establish
-from anywire.wires.moving import attach_endpoint, detach_listener, pipe
+from anywire.wires.listening import Bound
+from anywire.wires.moving import attach_endpoint, pipe
 from anywire.wires.plan import (
     ATTACH_TIMEOUT,
     CONNECT_TIMEOUT,
+    CURABLE,
     HANDSHAKE_TIMEOUT,
     Plan,
-    bind_all,
     may_connect,
     plan_for,
     verdict_of,
@@ -123,7 +121,7 @@ def connect_forever(
     while True:
         try:
             channel = connect(address, **options)
-        except (Refused, TimedOut, PeerLost, ConnectionError, FileNotFoundError) as error:
+        except CURABLE as error:
             log.info("connect %s: %s; next attempt in about %.2f s", address, error, pause)
             time.sleep(pause * random.uniform(0.5, 1.0))
             pause = min(pause * 2, backoff[1])
@@ -168,50 +166,17 @@ def _until(stopped: Callable[[], bool], steps: Steps[T]) -> Steps[T]:
         return stop.value  # type: ignore[no-any-return]
 
 
-class Listener(Generic[F]):
+class Listener(Bound[F]):
     """Listening addresses whose connections you take yourself: `listener.accept()`. As `anywire.Listener`."""
 
-    def __init__(
-        self,
-        kind: type[F],
-        addresses: Sequence[str | Address],
-        max_message: int | None,
-        handshake_timeout: float,
-        authorize: Authorize | None,
-        backlog: int,
-        wire_options: dict[str, Any],
-    ) -> None:
-        face = "channel" if kind is Channel else "stream"
-        bound = bind_all(addresses, face, max_message, handshake_timeout, backlog, wire_options)
-        self._set_up(kind, *bound, authorize)
+    _channel = Channel
 
-    def _set_up(
-        self,
-        kind: type[F],
-        plans: dict[Acceptor, Plan],
-        acceptors: list[Acceptor],
-        authorize: Authorize | None = None,
-    ) -> None:
-        self._kind: type[F] = kind
-        self._face = "channel" if kind is Channel else "stream"
-        self._plans, self._acceptors = plans, acceptors
+    def _ready(self) -> None:
         self._lock = threading.Lock()
         self._turn = threading.Lock()           # an acceptor is one thread's at a time
         self._waiting = 0                       # threads inside next()
         self._wake_fd = -1                      # what close() wakes them with, from the first wait on
         self._close_wake_fd: Callable[[], object] = lambda: None
-        self._authorize = authorize
-        self._slot = counters.OwnSlot(LISTENER, ",".join(str(address) for address in self.addresses))
-        for acceptor in acceptors:
-            acceptor.on_drop = functools.partial(self._slot.add, "drops")
-
-    @property
-    def addresses(self) -> list[Address]:
-        """The real addresses, in the order given; a port 0 is the port that the kernel chose."""
-        return [acceptor.address for acceptor in self._acceptors]
-
-    def _count_error(self, error: OSError) -> None:
-        self._slot.add("accept_errors")
 
     def next(self, deadline: float | None = None) -> tuple[Acceptor, Any]:
         """The next raw connection: (acceptor, endpoint). Use `accept`."""
@@ -274,10 +239,6 @@ class Listener(Generic[F]):
                 continue
             if made is not None:
                 return made
-
-    def detach(self) -> Handle:
-        """Give the listening socket away, for another process: a listener of one address. This one is then closed."""
-        return detach_listener(self)
 
     def close(self) -> None:
         """Stop listening."""

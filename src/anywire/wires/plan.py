@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from anywire.contract.address import Address
-from anywire.contract.errors import AddressError
+from anywire.contract.errors import AddressError, PeerLost, Refused, TimedOut
 from anywire.contract.options import Side, resolve_options, shaped
 from anywire.contract.peer import Peer
 from anywire.contract.wire import Acceptor, Wire, wire_for
@@ -23,6 +23,8 @@ HANDSHAKE_TIMEOUT = 5.0
 ATTACH_TIMEOUT = 60.0
 """Seconds for a pipe's other end to be attached: a child may have much to import first."""
 MAX_MESSAGE = 16 << 20
+CURABLE = (Refused, TimedOut, PeerLost, ConnectionError, FileNotFoundError)
+"""What made one attempt to connect fail and may let the next one succeed."""
 
 
 @dataclass(frozen=True)

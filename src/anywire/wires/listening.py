@@ -1,0 +1,71 @@
+"""What a listener owns, whichever front accepts on it: bound addresses, their plans, who may connect, its counters.
+
+The base of `anywire.Listener` and `anywire.sync.Listener`, which add the waiting. Binding is its only I/O, on the
+calling thread. What can go wrong is what `bind_all` and `detach_listener` raise.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any, ClassVar, Generic, TypeVar
+
+from anywire.contract import counters
+from anywire.contract.address import Address
+from anywire.contract.counters_page import LISTENER
+from anywire.contract.handle import Handle
+from anywire.contract.wire import Acceptor
+from anywire.wires.moving import detach_listener
+from anywire.wires.plan import Plan, bind_all
+
+K = TypeVar("K")
+
+
+class Bound(Generic[K]):
+    """Bound addresses that give connections of class `K`, the front's channel or stream."""
+
+    _channel: ClassVar[type]
+
+    def __init__(
+        self,
+        kind: type[K],
+        addresses: Sequence[str | Address],
+        max_message: int | None,
+        handshake_timeout: float,
+        authorize: Any,
+        backlog: int,
+        wire_options: dict[str, Any],
+    ) -> None:
+        bound = bind_all(addresses, self._face_of(kind), max_message, handshake_timeout, backlog, wire_options)
+        self._set_up(kind, *bound, authorize)
+
+    @classmethod
+    def _face_of(cls, kind: type[K]) -> str:
+        return "channel" if issubclass(kind, cls._channel) else "stream"
+
+    def _set_up(
+        self, kind: type[K], plans: dict[Acceptor, Plan], acceptors: list[Acceptor], authorize: Any = None
+    ) -> None:
+        self._kind: type[K] = kind
+        self._face = self._face_of(kind)
+        self._plans, self._acceptors = plans, acceptors
+        self._authorize = authorize
+        self._slot = counters.OwnSlot(LISTENER, ",".join(str(address) for address in self.addresses))
+        for acceptor in acceptors:
+            acceptor.on_drop = functools.partial(self._slot.add, "drops")
+        self._ready()
+
+    def _ready(self) -> None:
+        """What the front adds to a listener that is bound or attached."""
+
+    @property
+    def addresses(self) -> list[Address]:
+        """The real addresses, in the order given; a port 0 is the port that the kernel chose."""
+        return [acceptor.address for acceptor in self._acceptors]
+
+    def _count_error(self, error: OSError) -> None:
+        self._slot.add("accept_errors")
+
+    def detach(self) -> Handle:
+        """Give the listening socket away, for another process: a listener of one address. This one is then closed."""
+        return detach_listener(self)
