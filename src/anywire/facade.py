@@ -378,12 +378,12 @@ class Server(Generic[F]):
         except asyncio.CancelledError:
             connection.abort()
             raise
-        except PeerLost as error:
-            log.info("handler of %s: %s", connection.address, error)
-            connection.abort()
-        except Exception:
-            listener._slot.add("handler_errors")
-            log.exception("handler of %s failed; the connection was dropped", connection.address)
+        except Exception as error:
+            if listener._is_peers_doing(error):
+                log.info("handler of %s: %s", connection.address, error)
+            else:
+                listener._slot.add("handler_errors")
+                log.exception("handler of %s failed; the connection was dropped", connection.address)
             connection.abort()
         finally:
             self.connections.discard(connection)

@@ -299,7 +299,7 @@ def test_ctrl_c_leaves_nothing_behind(moment: bytes, tree: Path, temporary: Path
         shown.wait_for(moment)
         os.write(shown.master, b"\x03")
         assert shown.end() == -signal.SIGINT, shown.shown
-        assert b"Traceback" not in shown.shown
+        assert b"Traceback" not in shown.shown, shown.shown.decode()
     assert nothing_is_left(temporary), (list(temporary.rglob("*")), processes_of(temporary))
 
 

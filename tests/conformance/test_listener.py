@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 import os
 import time
 from typing import Any
@@ -263,6 +265,29 @@ async def test_a_failing_handler_stops_nobody(world: World, caplog: pytest.LogCa
         world.abort_channels()
     assert "on purpose" in caplog.text
     assert any(record.name.startswith("anywire") for record in caplog.records)
+
+
+@holds(LISTENING, listening, two_way, connected)
+async def test_a_peer_that_left_before_its_answer_is_no_failure(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    entered = asyncio.Event()
+
+    async def handler(channel: Any) -> None:
+        entered.set()
+        with contextlib.suppress(anywire.EndOfChannel):
+            while True:
+                await channel.recv()
+        while True:
+            await channel.send(b"answer")
+
+    caplog.set_level(logging.INFO, logger="anywire")
+    async with world.front.serve(handler, world.listen_address()) as server:
+        channel = await world.connect(server.addresses[0])
+        await channel.send(b"ask")
+        await channel.close()
+        await entered.wait()
+    records = [record for record in caplog.records if record.name.startswith("anywire")]
+    assert [record.levelname for record in records] == ["INFO"], caplog.text
+    assert "handler of" in records[0].getMessage() and records[0].exc_info is None
 
 
 @holds(WHO, framed, listening, two_way)

@@ -193,13 +193,25 @@ def _unconfirmed(count: int) -> str:
 
 
 class ChannelClosed(AnywireError, BrokenPipeError):
-    """Used after this side closed it, or sending to a peer that has closed."""
+    """Used after this side closed it, or (`by_peer`) sending to a peer that has closed.
+
+    `unconfirmed`: messages that this side had sent to that peer and that are not known to have reached its application.
+    """
 
     errno_of_class = errno.EPIPE
 
     def __init__(
-        self, what: str = "it is closed", *, address: object = "", operation: str = "", advice: str = ""
+        self,
+        what: str = "it is closed",
+        *,
+        address: object = "",
+        operation: str = "",
+        by_peer: bool = False,
+        unconfirmed: int = 0,
+        advice: str = "",
     ) -> None:
+        self.by_peer = by_peer
+        self.unconfirmed = unconfirmed
         super().__init__(what, address=address, operation=operation, advice=advice)
 
 

@@ -355,12 +355,12 @@ class Server(Generic[F]):
             except EndOfChannel:
                 pass                                        # the peer ended, and the handler let recv() say so
             connection.close(timeout=self._close_timeout)
-        except PeerLost as error:
-            log.info("handler of %s: %s", acceptor.address, error)
         except Exception as error:
             if connection is None and isinstance(error, (AnywireError, OSError)):
                 log.info("accept %s: %s", acceptor.address, error)
                 listener._slot.add("accept_errors")
+            elif listener._is_peers_doing(error):
+                log.info("handler of %s: %s", acceptor.address, error)
             elif not (self._stopping and isinstance(error, ChannelClosed)):
                 listener._slot.add("handler_errors")
                 log.exception("handler of %s failed; the connection was dropped", acceptor.address)

@@ -78,8 +78,9 @@ cdef class FramedEndpoint(BytePump):
         if self.end_sent:
             raise ChannelClosed("send_eof() was called", address=str(self.address), operation="send")
         if self.decoder.closed:
-            raise ChannelClosed(f"the peer closed the channel; {self.missing()} sent messages are "
-                                "unconfirmed", address=str(self.address), operation="send")
+            missing = self.missing()
+            raise ChannelClosed(f"the peer closed the channel; {missing} sent messages are unconfirmed",
+                                address=str(self.address), operation="send", by_peer=True, unconfirmed=missing)
         if self.write_fd < 0:
             raise Unsupported("this end of a one-way wire can only receive", address=str(self.address),
                               operation="send")

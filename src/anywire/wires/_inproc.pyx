@@ -90,8 +90,9 @@ cdef class InprocEndpoint(MessageEndpoint):
             raise ChannelClosed("send_eof() was called", address=str(self.address), operation="send")
         if other is None or other.gone:
             if other is None or other.polite:
-                raise ChannelClosed(f"the peer closed the channel; {self.sent - self.confirmed} sent messages are "
-                                    "unconfirmed", address=str(self.address), operation="send")
+                missing = self.sent - self.confirmed
+                raise ChannelClosed(f"the peer closed the channel; {missing} sent messages are unconfirmed",
+                                    address=str(self.address), operation="send", by_peer=True, unconfirmed=missing)
             self.fail(PeerLost("the other side dropped the connection", address=str(self.address), operation="send",
                                unconfirmed=self.sent - self.confirmed))
             self.raise_failure()

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 from anywire.contract import counters
 from anywire.contract.address import Address
 from anywire.contract.counters_page import LISTENER
+from anywire.contract.errors import ChannelClosed, PeerLost
 from anywire.contract.handle import Handle
 from anywire.contract.wire import Acceptor
 from anywire.wires.moving import detach_listener
@@ -62,6 +63,11 @@ class Bound(Generic[K]):
     def addresses(self) -> list[Address]:
         """The real addresses, in the order given; a port 0 is the port that the kernel chose."""
         return [acceptor.address for acceptor in self._acceptors]
+
+    @staticmethod
+    def _is_peers_doing(error: BaseException) -> bool:
+        """Whether a handler that raised `error` found its peer gone, and did nothing wrong."""
+        return isinstance(error, PeerLost) or (isinstance(error, ChannelClosed) and error.by_peer)
 
     def _count_error(self, error: OSError) -> None:
         self._slot.add("accept_errors")
