@@ -127,5 +127,6 @@ cdef class RawEndpoint(BytePump):
     cdef Py_ssize_t expected             # bytes; what the next read is likely to bring, 0 while that is little
     cdef object read_bytes(self, Py_ssize_t n, bint block)
     cdef object read_direct(self, Py_ssize_t n, bint block)
+    cdef void expect(self, Py_ssize_t n, Py_ssize_t got) noexcept
     cdef Py_ssize_t read_raw_into(self, char* p, Py_ssize_t n, bint block) except -2
 

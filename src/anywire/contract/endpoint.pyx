@@ -23,6 +23,7 @@ from cpython.ref cimport Py_XDECREF
 from libc.errno cimport EINTR, errno
 from libc.string cimport memcpy, memmove
 from anywire.contract cimport counters
+from anywire.contract.heap cimport keep_heap
 
 import copy
 import os
@@ -810,14 +811,15 @@ cdef class RawEndpoint(BytePump):
 
     cdef object read_direct(self, Py_ssize_t n, bint block):
         """As read_bytes, straight into the object to return, whose size follows what the reads before it brought."""
-        cdef PyObject* made = c_bytes(NULL, n)
+        cdef PyObject* made
         cdef Py_ssize_t got
+        keep_heap()
+        made = c_bytes(NULL, n)
         try:
             got = self.read_at(c_bytes_data(made), n, block)
             if got > 0:
                 self.slot.bytes_received += got
-                # Full: there may be more, so twice as much; else a little more than this, or the copy for small ones.
-                self.expected = min(2 * n, <Py_ssize_t> SCRATCH) if got == n else got + DIRECT if got >= DIRECT else 0
+                self.expect(n, got)
                 _PyBytes_Resize(&made, got)
                 return <object> made
         finally:
@@ -826,6 +828,19 @@ cdef class RawEndpoint(BytePump):
             return None
         self.at_eof = True
         return b""
+
+    cdef void expect(self, Py_ssize_t n, Py_ssize_t got) noexcept:
+        """Set the size of the next direct read, after one of `n` bytes that brought `got`.
+
+        Full: there may be more, so twice as much. Else a little more than this read or a little less than the last size,
+        whichever is more: a message often comes in two parts, and the second must not make the next read a small one.
+        Small reads in a row lead back to the shared area and a copy."""
+        if got == n:
+            self.expected = min(max(2 * n, self.expected), <Py_ssize_t> SCRATCH)
+            return
+        self.expected = max(got + DIRECT, self.expected - self.expected // 32)
+        if self.expected < 2 * DIRECT:
+            self.expected = 0
 
     cdef Py_ssize_t read_raw_into(self, char* p, Py_ssize_t n, bint block) except -2:
         # -1: nothing here now; 0: the end. Straight into the caller's memory, no matter how large.

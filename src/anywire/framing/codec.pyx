@@ -14,6 +14,8 @@ from cpython.ref cimport Py_DECREF, Py_INCREF, Py_XDECREF
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcpy
 
+from anywire.contract.heap cimport keep_heap
+
 from anywire.contract.errors import BadFrame, TooLarge
 
 cdef extern from "Python.h":
@@ -274,6 +276,8 @@ cdef class Decoder:
             self.body_room = size
         else:
             self.body_room = min(size, max(<uint64_t> FREELY, max(self.largest, <uint64_t> available)))
+            if self.body_room >= <uint64_t> FREELY:
+                keep_heap()
             self.body = c_bytes(NULL, <Py_ssize_t> self.body_room)
             self.body_data = c_bytes_data(self.body)
         if size == 0:
