@@ -153,21 +153,8 @@ def test_a_package_whose_wire_does_not_load_is_named(package, target, module, sa
     assert says in str(caught.value)
 
 
-def test_acceptors_without_a_descriptor_may_leave_out_the_wakeup():
-    class Quiet(Acceptor):
-        address = Address.parse("sample:")
-
-        def fileno(self):
-            return 3
-
-        def accept(self):
-            return None
-
-        def close(self):
-            pass
-
-    assert Quiet().set_wakeup(None) is None
-    with pytest.raises(TypeError, match="abstract"):
+def test_an_acceptor_needs_its_three_methods():
+    with pytest.raises(TypeError, match=r"accept.*close.*fileno"):
         Acceptor()
 
 

@@ -31,6 +31,7 @@ cdef extern from "pythread.h":
     int PyThread_acquire_lock(PyThread_type_lock, int wait) nogil
     PyLockStatus PyThread_acquire_lock_timed(PyThread_type_lock, long long microseconds, int interruptible) nogil
     void PyThread_release_lock(PyThread_type_lock) nogil
+    unsigned long PyThread_get_thread_ident() nogil
 
 cdef enum:
     MESSAGE, INTO, FDS
@@ -62,6 +63,7 @@ cdef class BlockingFront:
     cdef MessageEndpoint end
     cdef PyThread_type_lock send_lock
     cdef PyThread_type_lock recv_lock
+    cdef unsigned long sender            # the thread that holds send_lock in `transmit`, 0: nobody
     cdef bint closing
     cdef object on_close
     cdef object __weakref__
@@ -142,8 +144,15 @@ cdef class BlockingFront:
         cdef bint block = False, partial = False
         cdef int ready
         cdef uint64_t since = 0
-        if not acquire(self.send_lock, limit):
-            raise TimedOut(timeout, address=str(end.address), operation=operation)
+        if not PyThread_acquire_lock(self.send_lock, 0):
+            self.check(operation)        # in a forked child the thread that holds it may not exist
+            if self.sender == PyThread_get_thread_ident():
+                raise Busy("this thread is sending here already, and a signal handler can't wait for what it interrupted",
+                           address=str(end.address), operation=operation,
+                           advice="use try_send() in signal handlers, or a channel of their own")
+            if not acquire(self.send_lock, limit):
+                raise TimedOut(timeout, address=str(end.address), operation=operation)
+        self.sender = PyThread_get_thread_ident()
         try:
             if self.closing or end.closed or end.generation != fork_generation():
                 self.check(operation)
@@ -188,6 +197,7 @@ cdef class BlockingFront:
                 raise ChannelClosed("it was dropped on this side", address=str(end.address), operation=operation) from None
             raise
         finally:
+            self.sender = 0
             PyThread_release_lock(self.send_lock)
 
     cdef int flush_rest(self) except -1:
@@ -206,6 +216,7 @@ cdef class BlockingFront:
 
     cdef int start_receiving(self, str operation) except -1:
         if not PyThread_acquire_lock(self.recv_lock, 0):
+            self.check(operation)
             raise Busy("another thread is already receiving here; one receiver at a time",
                        address=str(self.end.address), operation=operation)
         if self.closing or self.end.closed or self.end.generation != fork_generation():
@@ -299,6 +310,7 @@ cdef class BlockingFront:
     def detach_state(self):
         """(kind, descriptors, state): what `detach` wraps."""
         self.check("detach")
+        self.end.need_nothing_returned()
         if not PyThread_acquire_lock(self.recv_lock, 0):
             raise Busy("another thread is receiving", address=str(self.end.address), operation="detach")
         try:
@@ -393,9 +405,9 @@ cdef class Channel(BlockingFront):
         try:
             while True:
                 if mode == FDS:
-                    message = end.take_fds_message(timeout is None and not end.unread_output)
+                    message = end.next_fds_message(timeout is None and not end.unread_output)
                 else:
-                    message = end.take_message(timeout is None and not end.unread_output)
+                    message = end.next_message(timeout is None and not end.unread_output)
                 if message is not None:
                     return message
                 self.wait_input(limit, deadline, timeout, operation)
@@ -420,7 +432,7 @@ cdef class Channel(BlockingFront):
             self.start_receiving("recv_into")
             try:
                 while True:
-                    n = end.take_message_into(<char*> view.buf, view.len, timeout is None and not end.unread_output)
+                    n = end.next_message_into(<char*> view.buf, view.len, timeout is None and not end.unread_output)
                     if n >= 0:
                         return n
                     self.wait_input(limit, deadline, timeout, "recv_into")
@@ -438,26 +450,18 @@ cdef class Channel(BlockingFront):
 
     def recv_many(self, Py_ssize_t limit=1024, *, timeout=None):
         """At least one message and at most `limit`: all that are here now. Raises what `recv` raises."""
-        cdef list out
-        cdef object message
+        cdef object first
         if limit < 1:
             raise ValueError(f"recv_many needs a limit of at least 1, not {limit}")
-        out = [self.receive(MESSAGE, timeout, "recv_many")]
+        first = self.receive(MESSAGE, timeout, "recv_many")
         try:
             self.start_receiving("recv_many")
         except AnywireError:
-            return out                   # another thread was quicker (a close, say); what was taken is not lost
+            return [first]               # another thread was quicker (a close, say); what was taken is not lost
         try:
-            while len(out) < limit:
-                message = self.end.take_message(False)
-                if message is None:
-                    break
-                out.append(message)
-        except (AnywireError, OSError):
-            pass                         # an end or a loss is for the next call
+            return self.end.next_messages(first, limit)
         finally:
             PyThread_release_lock(self.recv_lock)
-        return out
 
     def recv_fds(self, *, timeout=None):
         """The next message with the descriptors that came with it: (bytes, list of int). Unix sockets only."""

@@ -43,20 +43,20 @@ cdef class Receive(ReceiveOperation):
             end.turns = 0
             return _GIVE_WAY                     # others get a turn before the next system call
         if self.mode == INTO:
-            n = end.take_message_into(<char*> self.view.buf, self.view.len, False)
+            n = end.next_message_into(<char*> self.view.buf, self.view.len, False)
             if n < 0:
                 end.slot.recv_waits += 1
                 return _MUST_WAIT
             return n
         if self.mode == ITERATE:
             try:
-                message = end.take_message(False)
+                message = end.next_message(False)
             except EndOfChannel:
                 raise StopAsyncIteration from None
         elif self.mode == FDS:
-            message = end.take_fds_message(False)
+            message = end.next_fds_message(False)
         else:
-            message = end.take_message(False)
+            message = end.next_message(False)
         if message is None:
             end.slot.recv_waits += 1
             return _MUST_WAIT
@@ -65,7 +65,7 @@ cdef class Receive(ReceiveOperation):
         if self.mode == VIEW:
             return memoryview(message).toreadonly()
         if self.mode == BATCH:
-            return take_more(end, message, self.limit)
+            return end.next_messages(message, self.limit)
         return message
 
     cdef int leave(self) except -1:
@@ -78,21 +78,6 @@ cdef class Receive(ReceiveOperation):
 
 
 install(Receive)
-
-
-cdef object take_more(MessageEndpoint end, object first, Py_ssize_t limit):
-    """`first` and what else is here now, up to `limit`. An end or a loss is left for the next call."""
-    cdef list out = [first]
-    cdef object message
-    while len(out) < limit:
-        try:
-            message = end.take_message(False)
-        except Exception:
-            break
-        if message is None:
-            break
-        out.append(message)
-    return out
 
 
 cdef class Channel(Front):

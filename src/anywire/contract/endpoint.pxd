@@ -31,6 +31,7 @@ cdef uint64_t monotonic_ns() noexcept nogil
 cdef unsigned int fork_generation() noexcept nogil
 cdef char* scratch() noexcept nogil
 cdef object hold(object data, const char** p, Py_ssize_t* n)
+cdef Py_ssize_t copy_message(object message, char* p, Py_ssize_t size, object address) except -1
 cdef int wait_fd(int fd, int mask, int wake_fd, double timeout) except -1
 
 
@@ -87,6 +88,12 @@ cdef class MessageEndpoint:
     cdef int wake_fd                     # blocking front: wakes the threads that wait in poll, once and for all
     cdef int waiters                     # threads that wait there
     cdef object kept                     # a message that did not fit into a buffer: it is the next one
+    cdef list returned                   # taken by a recv_many that a signal ended, last one first: these come next
+    cdef object next_message(self, bint block)
+    cdef object next_fds_message(self, bint block)
+    cdef Py_ssize_t next_message_into(self, char* p, Py_ssize_t size, bint block) except -2
+    cdef int need_nothing_returned(self) except -1
+    cdef list next_messages(self, object first, Py_ssize_t limit)
     cdef object take_message(self, bint block)
     cdef Py_ssize_t take_message_into(self, char* p, Py_ssize_t size, bint block) except -2
     cdef int stop_into(self) except -1

@@ -160,6 +160,18 @@ cdef object hold(object data, const char** p, Py_ssize_t* n):
     return keep
 
 
+cdef Py_ssize_t copy_message(object message, char* p, Py_ssize_t size, object address) except -1:
+    """Copy a message to the `size` bytes at `p`; its size. Raises BufferError when it does not fit."""
+    cdef const char* q
+    cdef Py_ssize_t n
+    keep = hold(message, &q, &n)
+    if n > size:
+        raise BufferError(f"recv_into {address}: the next message has {n} bytes and the buffer {size}; the message stays "
+                          "queued")
+    memcpy(p, q, n)
+    return n
+
+
 cdef class Loan:
     """Writable memory for one message: fill it, then `send(loan)`. Where the wire shares memory nothing is copied.
 
@@ -413,6 +425,53 @@ cdef class MessageEndpoint:
         self.drained = False
         self.turns = 0
 
+    cdef object next_message(self, bint block):
+        """What the fronts receive: first what an interrupted `next_messages` took, then `take_message`."""
+        if self.returned is None:
+            return self.take_message(block)
+        message = self.returned.pop()
+        if not self.returned:
+            self.returned = None
+        return message
+
+    cdef Py_ssize_t next_message_into(self, char* p, Py_ssize_t size, bint block) except -2:
+        cdef Py_ssize_t n
+        if self.returned is None:
+            return self.take_message_into(p, size, block)
+        n = copy_message(self.returned[len(self.returned) - 1], p, size, self.address)
+        self.next_message(block)
+        return n
+
+    cdef object next_fds_message(self, bint block):
+        if self.returned is not None:
+            return self.next_message(block), []
+        return self.take_fds_message(block)
+
+    cdef int need_nothing_returned(self) except -1:
+        if self.returned is not None:
+            raise ChannelClosed(f"{len(self.returned)} messages of an interrupted recv_many wait: take them before detach()",
+                                address=str(self.address), operation="detach")
+        return 0
+
+    cdef list next_messages(self, object first, Py_ssize_t limit):
+        """`first` and what else is here now, up to `limit` in all. An end or a loss is left for the next call; whatever else
+        ends this (a signal handler that raises inside TLS, or inside a wire written in Python) loses nothing of it."""
+        cdef list out = [first]
+        cdef object message
+        try:
+            while len(out) < limit:
+                message = self.next_message(False)
+                if message is None:
+                    break
+                out.append(message)
+        except AnywireError:
+            pass
+        except BaseException:
+            out.reverse()
+            self.returned = out
+            raise
+        return out
+
     cdef object take_message(self, bint block):
         if self.kept is not None:
             message, self.kept = self.kept, None
@@ -426,18 +485,14 @@ cdef class MessageEndpoint:
 
     cdef Py_ssize_t take_message_into(self, char* p, Py_ssize_t size, bint block) except -2:
         # -1: nothing here now. The default copies; framed channels receive large messages in place.
-        cdef const char* q
-        cdef Py_ssize_t n
         message = self.take_message(block)
         if message is None:
             return -1
-        keep = hold(message, &q, &n)
-        if n > size:
+        try:
+            return copy_message(message, p, size, self.address)
+        except BufferError:
             self.kept = message
-            raise BufferError(f"recv_into {self.address}: the next message has {n} bytes and the buffer {size}; the "
-                              "message stays queued")
-        memcpy(p, q, n)
-        return n
+            raise
 
     cdef int stop_into(self) except -1:
         return 0

@@ -299,7 +299,9 @@ class BadFrame(AnywireError, ConnectionError):
 
 
 class Busy(AnywireError, RuntimeError):
-    """A second receiver while one waits: only one may receive from a channel at a time."""
+    """A second receiver while one waits: only one may receive from a channel at a time.
+
+    Also a send from a signal handler that interrupted a send of the same thread."""
 
     def __init__(
         self,

@@ -609,6 +609,7 @@ cdef class Front:
     def detach_state(self):
         """(kind, descriptors, state): what `detach` wraps."""
         self.check("detach")
+        self.end.need_nothing_returned()
         if self.reader is not None or self.senders:
             raise Busy("an operation is under way", address=str(self.end.address), operation="detach")
         self.unwatch(READ | WRITE)

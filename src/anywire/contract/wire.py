@@ -83,7 +83,7 @@ class Acceptor(ABC):
 
     @abstractmethod
     def fileno(self) -> int:
-        """A descriptor that is readable when a connection waits; -1: the acceptor uses `set_wakeup`."""
+        """A descriptor that is readable when a connection waits (an eventfd(2) if it has none); -1 once closed."""
 
     @abstractmethod
     def accept(self) -> Endpoint | None:
@@ -108,9 +108,6 @@ class Acceptor(ABC):
         """Give the listening descriptors away, for another process: (descriptors, state for `Wire.adopt_listener`)."""
         what = "this wire's listener can't move to another process"
         raise Unsupported(what, address=self.address, operation="detach")
-
-    def set_wakeup(self, callback: Callable[[], None] | None) -> None:  # noqa: B027 - most acceptors have a descriptor
-        """Without a descriptor: call `callback`, from any thread, when a connection may wait. None ends that."""
 
 
 _BUILT_IN = {

@@ -11,7 +11,7 @@ from libc.stdint cimport uint64_t
 from libc.string cimport memcpy
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from anywire.contract cimport counters
-from anywire.contract.endpoint cimport AGAIN, BLOCKED, DONE, PARTIAL, SCRATCH, BytePump, hold, iovec
+from anywire.contract.endpoint cimport AGAIN, BLOCKED, DONE, PARTIAL, SCRATCH, BytePump, copy_message, hold, iovec
 from anywire.framing.fragments cimport ATOM, FRAGMENT_HEADER, FRAGMENT_ROOM, Fragments, cut, write_fragment_header
 from anywire.wires._descriptor cimport PipeBytes
 
@@ -170,17 +170,11 @@ cdef class FifoReader(BytePump):
         return message
 
     cdef Py_ssize_t take_message_into(self, char* p, Py_ssize_t size, bint block) except -2:
-        cdef bytes message
         cdef Py_ssize_t n
         while not self.fragments.ready:
             if self.more(block) == AGAIN:
                 return -1
-        message = self.fragments.ready[0]
-        n = PyBytes_GET_SIZE(message)
-        if n > size:
-            raise BufferError(f"recv_into {self.address}: the next message has {n} bytes and the buffer {size}; the "
-                              "message stays queued")
-        memcpy(p, PyBytes_AS_STRING(message), n)
+        n = copy_message(self.fragments.ready[0], p, size, self.address)
         self.fragments.ready.popleft()
         self.delivered(n)
         return n

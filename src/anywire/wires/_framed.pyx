@@ -424,7 +424,8 @@ cdef class FramedEndpoint(BytePump):
             raise error              # this user has too many descriptors on their way (unix(7)); the connection is well
         reason = error.strerror or str(error)
         if not was_reading and self.read_fd >= 0 and not self.decoder.ended and not self.broken:
-            self.broken = True                      # no second loss report from within
+            self.fail(PeerLost(reason, address=str(self.address), operation="use",   # no second loss report from within,
+                               unconfirmed=self.sent - self.confirmed))              # and what other threads are told now
             try:
                 while drained < MOST_DRAINED:
                     self.drained = False

@@ -7,10 +7,9 @@ front's wake-up (any thread) or, on the blocking front, through the lock that it
 
 What can go wrong: the other side aborts, or is forgotten: `PeerLost`; a full queue makes the sender wait.
 """
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact
-from libc.string cimport memcpy
+from cpython.bytes cimport PyBytes_CheckExact
 from anywire.contract cimport counters
-from anywire.contract.endpoint cimport BLOCKED, DONE, READ, WRITE, Loan, MessageEndpoint, hold
+from anywire.contract.endpoint cimport BLOCKED, DONE, READ, WRITE, Loan, MessageEndpoint, copy_message, hold
 
 import threading
 import time
@@ -69,15 +68,10 @@ cdef class InprocEndpoint(MessageEndpoint):
         return None
 
     cdef Py_ssize_t take_message_into(self, char* p, Py_ssize_t size, bint block) except -2:
-        cdef Py_ssize_t n
-        if self.inbox and len(self.inbox[0]) > size:
-            raise BufferError(f"recv_into {self.address}: the next message has {len(self.inbox[0])} bytes and the buffer "
-                              f"{size}; the message stays queued")
-        message = self.take_message(block)
-        if message is None:
-            return -1
-        n = len(message)
-        memcpy(p, PyBytes_AS_STRING(message), n)
+        cdef Py_ssize_t n = -1
+        if self.inbox:
+            n = copy_message(self.inbox[0], p, size, self.address)
+        self.take_message(block)                     # under the GIL all the while: what was copied, or the end, or nothing
         return n
 
     cdef int put_message(self, object data, bint block) except -1:

@@ -24,9 +24,9 @@ cimport cython
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.exc cimport PyErr_CheckSignals
 from libc.errno cimport EAGAIN, ECONNRESET, EINTR, EMSGSIZE, EPIPE, errno
-from libc.string cimport memcpy, memset
+from libc.string cimport memset
 from anywire.contract cimport counters
-from anywire.contract.endpoint cimport AGAIN, BLOCKED, DONE, READ, SCRATCH, WRITE, MessageEndpoint, hold, iovec
+from anywire.contract.endpoint cimport AGAIN, BLOCKED, DONE, READ, SCRATCH, WRITE, MessageEndpoint, copy_message, hold, iovec
 from anywire.wires._descriptor cimport (CONTROL, MOST_FDS, SocketBytes, attach_fds, gather_fds, msghdr, numbers_of)
 
 import os
@@ -332,7 +332,6 @@ cdef class PacketEndpoint(MessageEndpoint):
         cdef Area area
         cdef iovec v[2]
         cdef Py_ssize_t n
-        cdef const char* q
         if self.waiting is None:
             # Straight into the caller's memory; what does not fit goes to the read area, so that nothing is cut.
             area = self.area_for(block)
@@ -352,13 +351,7 @@ cdef class PacketEndpoint(MessageEndpoint):
             self.waiting, self.came = (message, self.came), []
         if self.waiting[1]:
             self.refuse_fds()
-        message = self.waiting[0]
-        n = len(message)
-        if n > size:
-            raise BufferError(f"recv_into {self.address}: the next message has {n} bytes and the buffer {size}; the "
-                              "message stays queued")
-        hold(message, &q, &n)
-        memcpy(p, q, n)
+        n = copy_message(self.waiting[0], p, size, self.address)
         self.waiting = None
         self.delivered(n)
         return n
