@@ -4,8 +4,8 @@
 
 Server and client are both in it, so a leak of either side shows. Besides the polite way there are those that end in an
 error, a time-out, a cancellation or an abort, where a reference is easily forgotten: the cycles are shared out among
-the ways. Prints one JSON object: {way: [held before, held after]}; with --trace also where what was added came from.
-Run by test_leaks.py, alone in its process, so that nothing else allocates.
+the ways. WIRE is an address to listen at, or `udp` or `pipe`. Prints one JSON object: {way: [held before, held after]};
+with --trace also where what was added came from. Run by test_leaks.py, alone in its process, so that nothing else allocates.
 """
 
 from __future__ import annotations
@@ -17,14 +17,18 @@ import gc
 import json
 import os
 import sys
+import tempfile
 import threading
 import tracemalloc
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import anywire
 from anywire import sync
+from anywire.cli.certificates import make
 from anywire.contract.wire import wire_for
 
 WARM_UP = 100
@@ -86,7 +90,7 @@ def missing(address: anywire.Address) -> str:
         return "inproc://nobody-listens-here"
     if address.scheme == "fifo":
         return f"fifo://{address.path}-nobody-listens-here?reply=true"
-    return "tcp://127.0.0.1:1" if address.scheme == "tcp" else "unix:@anywire-nobody-listens-here"
+    return f"{address.scheme}://127.0.0.1:1" if address.scheme in ("tcp", "tls") else "unix:@anywire-nobody-listens-here"
 
 
 def has_streams(wire: str) -> bool:
@@ -97,7 +101,18 @@ def has_streams(wire: str) -> bool:
 def other(wire: str) -> str:
     """A second address beside it."""
     path, question, options = wire.partition("?")
-    return wire if path.startswith("tcp:") else f"{path}-bytes{question}{options}"
+    return wire if path.startswith(("tcp:", "tls:")) else f"{path}-bytes{question}{options}"
+
+
+Options = dict[str, Any]
+
+
+def identity(wire: str, directory: str) -> tuple[Options, Options]:
+    """What the listener and the client of a wire need besides its address."""
+    if not wire.startswith("tls:"):
+        return {}, {}
+    authority, certificate, key = make(Path(directory))
+    return {"cert": str(certificate), "key": str(key)}, {"ca": str(authority)}
 
 
 # ---- the async front ------------------------------------------------------------------------------------------------
@@ -192,13 +207,13 @@ ASYNC_KINDS = [
 ]  # fmt: skip
 
 
-async def a_refused(address: anywire.Address) -> None:
+async def a_refused(address: anywire.Address, options: Options) -> None:
     with contextlib.suppress(anywire.Refused):
-        await anywire.connect(missing(address))
+        await anywire.connect(missing(address), **options)
 
 
-async def a_stream(address: anywire.Address) -> None:
-    async with anywire.connect_stream(address) as stream:
+async def a_stream(address: anywire.Address, options: Options) -> None:
+    async with anywire.connect_stream(address, **options) as stream:
         await stream.write(b"line\nrest")
         assert await stream.read_until(b"\n") == b"line\n"
         assert await stream.read_exactly(4) == b"rest"
@@ -216,22 +231,76 @@ async def forget_cancelled_timers() -> None:
     raise AssertionError("the loop keeps its cancelled timers")
 
 
+async def a_pipe() -> None:
+    ours, theirs = await asyncio.gather(*map(anywire.attach, anywire.pipe()))
+    receiving = asyncio.ensure_future(theirs.recv())
+    await ours.send(LARGE)
+    assert len(await receiving) == len(LARGE)
+    receiving = asyncio.ensure_future(theirs.recv())
+    await asyncio.sleep(0)
+    receiving.cancel()
+    await asyncio.gather(receiving, return_exceptions=True)
+    await asyncio.gather(ours.close(), theirs.close())
+
+
+async def a_lost_pipe() -> None:
+    ours, theirs = await asyncio.gather(*map(anywire.attach, anywire.pipe()))
+    await ours.send(b"never read")
+    ours.abort()
+    with contextlib.suppress(anywire.PeerLost):
+        while True:
+            await theirs.recv()
+    theirs.abort()
+
+
+async def a_datagrams() -> None:
+    async with anywire.serve(async_echo, "udp://127.0.0.1:0") as server:
+        channel = await anywire.connect(server.addresses[0])
+        await channel.send_many([b"a", b"b"])
+        got: list[bytes] = []
+        while len(got) < 2:
+            got += await channel.recv_many(timeout=20)
+        with contextlib.suppress(anywire.TooLarge):
+            await channel.send(LARGE)
+        with contextlib.suppress(anywire.TimedOut):
+            await channel.recv(timeout=0)
+        await channel.close()
+        await server.abort()
+
+
+# Both sides in each cycle: a pipe is one connection, and a datagram socket never says that it has gone.
+ASYNC_PAIRS = {"pipe": [a_pipe, a_lost_pipe], "udp": [a_datagrams]}
+
+
+async def async_pairs(wire: str, cycles: int, watch: Watch) -> None:
+    ways = ASYNC_PAIRS[wire]
+    for way in ways:
+        for many in (WARM_UP, cycles // len(ways) // 2, cycles // len(ways)):
+            for _ in range(many):
+                await way()
+                await asyncio.sleep(0)
+            await forget_cancelled_timers()
+            if many != WARM_UP:
+                watch(way.__name__)
+
+
 async def async_cycles(wire: str, cycles: int, watch: Watch) -> None:
     async with contextlib.AsyncExitStack() as stack:
-        servers = [await stack.enter_async_context(anywire.serve(async_echo, wire, max_message=LIMIT))]
+        here, there = identity(wire, stack.enter_context(tempfile.TemporaryDirectory()))
+        servers = [await stack.enter_async_context(anywire.serve(async_echo, wire, max_message=LIMIT, **here))]
         address = servers[0].addresses[0]
 
         async def through(kind: Callable[[anywire.Channel], Awaitable[None]]) -> None:
-            channel = await anywire.connect(address, max_message=LIMIT, wait=10)
+            channel = await anywire.connect(address, max_message=LIMIT, wait=10, **there)
             await kind(channel)
             with contextlib.suppress(anywire.PeerLost):
                 await channel.close()
 
         ways: dict[str, Callable[[], Awaitable[None]]] = {kind.__name__: partial(through, kind) for kind in ASYNC_KINDS}
-        ways["a_refused"] = partial(a_refused, address)
+        ways["a_refused"] = partial(a_refused, address, there)
         if has_streams(wire):
-            servers.append(await stack.enter_async_context(anywire.serve_stream(async_stream_echo, other(wire))))
-            ways["a_stream"] = partial(a_stream, servers[1].addresses[0])
+            servers.append(await stack.enter_async_context(anywire.serve_stream(async_stream_echo, other(wire), **here)))
+            ways["a_stream"] = partial(a_stream, servers[1].addresses[0], there)
         for _ in range(WARM_UP):
             for way in ways.values():
                 await way()
@@ -325,34 +394,97 @@ def abort(channel: sync.Channel) -> None:
 KINDS = [small, large, view, batches, half_close, timed_out_receives, too_large, timed_out_send, abort]
 
 
-def refused(address: anywire.Address) -> None:
+def refused(address: anywire.Address, options: Options) -> None:
     with contextlib.suppress(anywire.Refused):
-        sync.connect(missing(address))
+        sync.connect(missing(address), **options)
 
 
-def stream(address: anywire.Address) -> None:
-    with sync.connect_stream(address) as stream:
+def stream(address: anywire.Address, options: Options) -> None:
+    with sync.connect_stream(address, **options) as stream:
         stream.write(b"line\nrest")
         assert stream.read_until(b"\n") == b"line\n"
         assert stream.read_exactly(4) == b"rest"
 
 
+def both_ends() -> tuple[sync.Channel, sync.Channel]:
+    """Of a pipe: attaching waits for the other end, so that takes a thread."""
+    ours, theirs = sync.pipe()
+    with ThreadPoolExecutor(1) as other:
+        there = other.submit(sync.attach, theirs)
+        return sync.attach(ours), there.result()
+
+
+def pipe() -> None:
+    ours, theirs = both_ends()
+    with contextlib.suppress(anywire.TimedOut):
+        theirs.recv(timeout=0)
+    with ThreadPoolExecutor(1) as other:
+        sending = other.submit(ours.send, LARGE)
+        assert len(theirs.recv()) == len(LARGE)
+        sending.result()
+        closing = other.submit(ours.close)
+        theirs.close()
+        closing.result()
+
+
+def lost_pipe() -> None:
+    ours, theirs = both_ends()
+    ours.send(b"never read")
+    ours.abort()
+    with contextlib.suppress(anywire.PeerLost):
+        while True:
+            theirs.recv()
+    theirs.abort()
+
+
+def datagrams() -> None:
+    with sync.serve(echo, "udp://127.0.0.1:0") as server:
+        channel = sync.connect(server.addresses[0])
+        channel.send_many([b"a", b"b"])
+        got: list[bytes] = []
+        while len(got) < 2:
+            got += channel.recv_many(timeout=20)
+        with contextlib.suppress(anywire.TooLarge):
+            channel.send(LARGE)
+        with contextlib.suppress(anywire.TimedOut):
+            channel.recv(timeout=0)
+        channel.close()
+        server.abort()
+
+
+PAIRS = {"pipe": [pipe, lost_pipe], "udp": [datagrams]}
+
+
+def blocking_pairs(wire: str, cycles: int, watch: Watch) -> None:
+    ways = PAIRS[wire]
+    steady = threading.active_count()
+    for way in ways:
+        for many in (WARM_UP, cycles // len(ways) // 2, cycles // len(ways)):
+            for _ in range(many):
+                way()
+            while threading.active_count() > steady:
+                os.sched_yield()
+            if many != WARM_UP:
+                watch(way.__name__)
+
+
 def blocking_cycles(wire: str, cycles: int, watch: Watch) -> None:
     with contextlib.ExitStack() as stack:
-        servers = [stack.enter_context(sync.serve(echo, wire, max_message=LIMIT))]
+        here, there = identity(wire, stack.enter_context(tempfile.TemporaryDirectory()))
+        servers = [stack.enter_context(sync.serve(echo, wire, max_message=LIMIT, **here))]
         address = servers[0].addresses[0]
 
         def through(kind: Callable[[sync.Channel], None]) -> None:
-            channel = sync.connect(address, max_message=LIMIT, wait=10)      # the backlog may be full
+            channel = sync.connect(address, max_message=LIMIT, wait=10, **there)     # the backlog may be full
             kind(channel)
             with contextlib.suppress(anywire.PeerLost):
                 channel.close()
 
         ways: dict[str, Callable[[], None]] = {kind.__name__: partial(through, kind) for kind in KINDS}
-        ways["refused"] = partial(refused, address)
+        ways["refused"] = partial(refused, address, there)
         if has_streams(wire):
-            servers.append(stack.enter_context(sync.serve_stream(stream_echo, other(wire))))
-            ways["stream"] = partial(stream, servers[1].addresses[0])
+            servers.append(stack.enter_context(sync.serve_stream(stream_echo, other(wire), **here)))
+            ways["stream"] = partial(stream, servers[1].addresses[0], there)
         steady = threading.active_count()
         for _ in range(WARM_UP):
             for way in ways.values():
@@ -385,9 +517,9 @@ def main() -> None:
                     print(difference, *difference.traceback.format(), sep="\n", file=sys.stderr)
 
     if front == "async":
-        asyncio.run(async_cycles(wire, cycles, watch))
+        asyncio.run((async_pairs if wire in ASYNC_PAIRS else async_cycles)(wire, cycles, watch))
     else:
-        blocking_cycles(wire, cycles, watch)
+        (blocking_pairs if wire in PAIRS else blocking_cycles)(wire, cycles, watch)
     print(json.dumps(looks))
 
 

@@ -20,7 +20,12 @@ WIRES = {
     "seqpacket": "unix:@anywire-leaks-{pid}?type=seqpacket",
     "fifo": "fifo://{directory}/leaks?reply=true",
     "tcp": "tcp://127.0.0.1:0",
+    "tls": "tls://127.0.0.1:0",
+    "udp": "udp",
+    "pipe": "pipe",
 }
+SLOWER = {"tls": 3, "udp": 2, "pipe": 2}
+"""By how much fewer cycles are made of these, so that the tests stay short."""
 # One arena, and a fixed size from which malloc(3) maps: else freed memory stays resident, more or less by chance.
 STEADY = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "131072"}
 # What free lists, the cached stacks of ended threads and malloc's own bookkeeping move by, however many the cycles.
@@ -34,21 +39,34 @@ def cycle(wire: str, front: str, cycles: int, *more: str) -> subprocess.Complete
     )
 
 
+def leaking(address: str, front: str, cycles: int) -> dict[str, dict[str, int]]:
+    """The ways after which more is held than before, and what."""
+    done = cycle(address, front, cycles)
+    assert done.returncode == 0, done.stderr
+    looks: dict[str, list[dict[str, Any]]] = json.loads(done.stdout)
+    objects = 0.75 * cycles / len(looks)         # less than one a connection; free lists hold a few hundred
+    found = {}
+    for way, (before, after) in looks.items():
+        grown = {key: after[key] - before[key] for key in ("objects", "malloced", "resident", "threads")}
+        assert after["descriptors"] == before["descriptors"], way
+        assert grown["threads"] <= 0, (way, grown)
+        if grown["objects"] >= objects or grown["malloced"] >= MALLOCED or grown["resident"] >= RESIDENT:
+            found[way] = grown
+    return found
+
+
 @pytest.mark.no_sanitize
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("front", ["async", "blocking"])
 @pytest.mark.parametrize("wire", WIRES)
 def test_nothing_is_left_of_thousands_of_connections(wire: str, front: str, tmp_path: Path) -> None:
     address = WIRES[wire].format(pid=os.getpid(), directory=tmp_path)
-    done = cycle(address, front, CYCLES)
-    assert done.returncode == 0, done.stderr
-    looks: dict[str, list[dict[str, Any]]] = json.loads(done.stdout)
-    assert len(looks) > 8
-    objects = 0.75 * CYCLES / len(looks)         # less than one a connection; free lists hold a few hundred
+    cycles = CYCLES // SLOWER.get(wire, 1)
+    found = leaking(address, front, cycles)
+    if found:
+        # The interpreter's own tables double after so many connections (interned strings, which come and go): that
+        # happens once, and elsewhere with another number. A leak is there again.
+        again = leaking(address, front, cycles + cycles // 3)
+        found = {way: grown for way, grown in found.items() if way in again}
+    assert not found, f"{found}\n{cycle(address, front, cycles // 10, '--trace').stderr}"
     assert list(tmp_path.iterdir()) == []
-    for way, (before, after) in looks.items():
-        grown = {key: after[key] - before[key] for key in ("objects", "malloced", "resident", "threads")}
-        assert after["descriptors"] == before["descriptors"], way
-        assert grown["threads"] <= 0, (way, grown)
-        flat = grown["objects"] < objects and grown["malloced"] < MALLOCED and grown["resident"] < RESIDENT
-        assert flat, f"{way} {grown}\n{cycle(address, front, CYCLES // 10, '--trace').stderr}"
