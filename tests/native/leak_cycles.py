@@ -5,7 +5,8 @@
 Server and client are both in it, so a leak of either side shows. Besides the polite way there are those that end in an
 error, a time-out, a cancellation or an abort, where a reference is easily forgotten: the cycles are shared out among
 the ways. WIRE is an address to listen at, or `udp` or `pipe`. Prints one JSON object: {way: [held before, held after]};
-with --trace also where what was added came from. Run by test_leaks.py, alone in its process, so that nothing else allocates.
+with --trace also where what was added came from. Run by test_leaks.py, alone in its process, so that nothing else
+allocates.
 """
 
 from __future__ import annotations
@@ -90,7 +91,7 @@ def missing(address: anywire.Address) -> str:
         return "inproc://nobody-listens-here"
     if address.scheme == "fifo":
         return f"fifo://{address.path}-nobody-listens-here?reply=true"
-    return f"{address.scheme}://127.0.0.1:1" if address.scheme in ("tcp", "tls") else "unix:@anywire-nobody-listens-here"
+    return "unix:@anywire-nobody-listens-here" if address.scheme == "unix" else f"{address.scheme}://127.0.0.1:1"
 
 
 def has_streams(wire: str) -> bool:
@@ -299,7 +300,8 @@ async def async_cycles(wire: str, cycles: int, watch: Watch) -> None:
         ways: dict[str, Callable[[], Awaitable[None]]] = {kind.__name__: partial(through, kind) for kind in ASYNC_KINDS}
         ways["a_refused"] = partial(a_refused, address, there)
         if has_streams(wire):
-            servers.append(await stack.enter_async_context(anywire.serve_stream(async_stream_echo, other(wire), **here)))
+            server = anywire.serve_stream(async_stream_echo, other(wire), **here)
+            servers.append(await stack.enter_async_context(server))
             ways["a_stream"] = partial(a_stream, servers[1].addresses[0], there)
         for _ in range(WARM_UP):
             for way in ways.values():
