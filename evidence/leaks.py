@@ -1,6 +1,6 @@
-"""What is left of tens of thousands of connections, on each wire and front.
+"""What is left of twelve thousand connections, on each wire and front.
 
-    python evidence/leaks.py [--cycles 30000] [--wires inproc,unix,seqpacket,fifo,tcp,tls,udp,pipe]
+    python evidence/leaks.py [--cycles 12000] [--wires inproc,unix,seqpacket,fifo,tcp,tls,udp,pipe]
 
 Runs `tests/native/leak_cycles.py`, which uses and ends connections in a dozen ways: politely, by abort, cancellation,
 time-out, refusal. The table shows what one process, which holds both sides, held more at the end than after its
@@ -32,8 +32,8 @@ STEADY = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "131072"}
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description="What is left of tens of thousands of connections.")
-    options.add_argument("--cycles", type=int, default=30_000)
+    options = argparse.ArgumentParser(description="What is left of thousands of connections.")
+    options.add_argument("--cycles", type=int, default=12_000)
     options.add_argument("--wires", default=",".join(ADDRESSES))
     chosen = options.parse_args()
     print(f"{chosen.cycles} connections each: objects of Python, bytes of malloc, resident bytes, descriptors\n")
