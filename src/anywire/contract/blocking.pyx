@@ -9,18 +9,17 @@ operation or by `close`; a close from another thread (a receiver goes on until t
 """
 from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytearray cimport PyByteArray_AS_STRING
-from cpython.exc cimport PyErr_CheckSignals, PyErr_WarnEx
+from cpython.exc cimport PyErr_CheckSignals
 from libc.stdint cimport uint64_t
-from anywire.contract cimport counters
 from anywire.contract.endpoint cimport (BLOCKED, DONE, PARTIAL, READ, SCRATCH, WRITE, ByteEndpoint, Loan, MessageEndpoint,
                                         RawEndpoint, fork_generation, monotonic_ns)
+from anywire.contract.face cimport Face
 
 import time
 
 from anywire.contract.driver import run_blocking
 from anywire.contract.errors import (AnywireError, Busy, ChannelClosed, EndOfChannel, PeerLost, TimedOut, TooLarge,
                                      Unsupported)
-from anywire.contract.handle import Handle
 
 cdef extern from "pythread.h":
     ctypedef void* PyThread_type_lock
@@ -59,14 +58,10 @@ cdef int acquire(PyThread_type_lock lock, double timeout) except -1:
         PyErr_CheckSignals()
 
 
-cdef class BlockingFront:
-    cdef MessageEndpoint end
+cdef class BlockingFront(Face):
     cdef PyThread_type_lock send_lock
     cdef PyThread_type_lock recv_lock
     cdef unsigned long sender            # the thread that holds send_lock in `transmit`, 0: nobody
-    cdef bint closing
-    cdef object on_close
-    cdef object __weakref__
 
     def __cinit__(self, *args, **keywords):
         self.send_lock = PyThread_allocate_lock()
@@ -85,52 +80,6 @@ cdef class BlockingFront:
             PyThread_free_lock(self.send_lock)
         if self.recv_lock != NULL:
             PyThread_free_lock(self.recv_lock)
-        if self.end is not None and not self.end.closed and self.end.generation == fork_generation():
-            PyErr_WarnEx(ResourceWarning, "a channel or stream was never closed", 1)
-
-    @property
-    def address(self):
-        """The address of the connection."""
-        return self.end.address
-
-    @property
-    def peer(self):
-        """Who is at the other end, as far as the wire tells."""
-        return self.end.peer
-
-    @property
-    def traits(self):
-        """What this wire promises."""
-        return self.end.wire.traits(self.end.address)
-
-    @property
-    def closed(self):
-        """Whether this side has closed (or is closing)."""
-        return self.closing or self.end.closed
-
-    @property
-    def unconfirmed(self):
-        """Messages sent and not known to have been handed to the peer's application."""
-        return self.end.unconfirmed
-
-    @property
-    def endpoint(self):
-        """The endpoint below, for wires and tools."""
-        return self.end
-
-    def stats(self):
-        """This connection's counters, read from the process's counters page."""
-        return counters.read_slot(self.end.slot)
-
-    def __repr__(self):
-        state = "closed" if self.closed else "lost" if self.end.broken else "open"
-        return f"<{type(self).__module__}.{type(self).__name__} {self.end.address} {state}>"
-
-    cdef int check(self, str operation) except -1:
-        self.end.check()
-        if self.closing:
-            raise ChannelClosed("it is being closed on this side", address=str(self.end.address), operation=operation)
-        return 0
 
     # -- sending --------------------------------------------------------------------------------------------------------
 
@@ -290,22 +239,7 @@ cdef class BlockingFront:
             self.end.interrupt()
         self.end.release()
         self.end.drop_wake_fd()
-        if self.on_close is not None:
-            callback, self.on_close = self.on_close, None
-            callback(self)
-
-    def when_closed(self, callback):
-        """Call `callback(self)` once when this connection is over (used by servers)."""
-        self.on_close = callback
-
-    def detach(self):
-        """Take the connection out of this object, for another process or front: a Handle; see `anywire.attach`.
-
-        Nothing may be under way. Raises Busy, Unsupported (a wire whose state can't leave the process), ChannelClosed."""
-        face = "stream" if isinstance(self.end, RawEndpoint) else "channel"
-        address = str(self.end.address)
-        kind, fds, state = self.detach_state()
-        return Handle(face, face, kind, address, fds, state)
+        self.told_over()
 
     def detach_state(self):
         """(kind, descriptors, state): what `detach` wraps."""

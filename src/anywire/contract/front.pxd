@@ -1,7 +1,7 @@
 # What async channels and streams share: waiting, in the event loop, without a Future or Task per message.
 from cpython.object cimport PyObject
 from libc.stdint cimport uint64_t
-from anywire.contract.endpoint cimport MessageEndpoint
+from anywire.contract.face cimport Face
 
 
 cdef class Waiter:
@@ -45,8 +45,7 @@ cdef class SendOperation(Operation):
     cdef uint64_t since                 # when it began to wait, nanoseconds
 
 
-cdef class Front:
-    cdef MessageEndpoint end
+cdef class Front(Face):
     cdef readonly object driver
     cdef readonly object loop
     cdef unsigned long thread
@@ -54,11 +53,7 @@ cdef class Front:
     cdef Operation reader
     cdef object senders                 # deque of operations that wait for room, oldest first
     cdef bint watching_read, watching_write, notified
-    cdef bint closing
-    cdef object __weakref__
-    cdef object on_close                # called once when the connection is over
     cdef bint elsewhere(self) noexcept
-    cdef int check(self, str operation) except -1
     cdef int watch(self, int mask) except -1
     cdef int unwatch(self, int mask) except -1
     cdef Waiter take_waiter(self)

@@ -15,15 +15,13 @@ cimport cython
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_INCREF
 from cpython.exc cimport PyErr_WarnEx
-from anywire.contract cimport counters
-from anywire.contract.endpoint cimport BLOCKED, DONE, PARTIAL, READ, WRITE, MessageEndpoint, RawEndpoint
+from anywire.contract.endpoint cimport BLOCKED, DONE, PARTIAL, READ, WRITE, MessageEndpoint
 
 import asyncio
 from asyncio import CancelledError
 from collections import deque
 
 from anywire.contract.errors import AnywireError, Busy, ChannelClosed, TimedOut
-from anywire.contract.handle import Handle
 
 cdef extern from "Python.h":
     unsigned long PyThread_get_thread_ident() noexcept
@@ -390,7 +388,7 @@ cdef extern from "Python.h":
 from anywire.contract.endpoint cimport fork_generation as generation, monotonic_ns
 
 
-cdef class Front:
+cdef class Front(Face):
     """The waiting half of a channel or stream; not made by users."""
 
     def __init__(self, MessageEndpoint end, driver):
@@ -401,60 +399,10 @@ cdef class Front:
         if end.read_fd < 0 and end.write_fd < 0:
             end.set_wakeup(self._notified)
 
-    def __dealloc__(self):
-        if self.end is not None and not self.end.closed and self.end.generation == generation():
-            PyErr_WarnEx(ResourceWarning, "a channel or stream was never closed", 1)
-
-    # -- what it is -----------------------------------------------------------------------------------------------------
-
-    @property
-    def address(self):
-        """The address of the connection."""
-        return self.end.address
-
-    @property
-    def peer(self):
-        """Who is at the other end, as far as the wire tells."""
-        return self.end.peer
-
-    @property
-    def traits(self):
-        """What this wire promises."""
-        return self.end.wire.traits(self.end.address)
-
-    @property
-    def closed(self):
-        """Whether this side has closed (or is closing)."""
-        return self.closing or self.end.closed
-
-    @property
-    def unconfirmed(self):
-        """Messages sent and not known to have been handed to the peer's application."""
-        return self.end.unconfirmed
-
-    @property
-    def endpoint(self):
-        """The endpoint below, for wires and tools."""
-        return self.end
-
-    def stats(self):
-        """This connection's counters, read from the process's counters page."""
-        return counters.read_slot(self.end.slot)
-
-    def __repr__(self):
-        state = "closed" if self.closed else "lost" if self.end.broken else "open"
-        return f"<{type(self).__module__}.{type(self).__name__} {self.end.address} {state}>"
-
     # -- readiness ------------------------------------------------------------------------------------------------------
 
     cdef bint elsewhere(self) noexcept:
         return PyThread_get_thread_ident() != self.thread
-
-    cdef int check(self, str operation) except -1:
-        self.end.check()
-        if self.closing:
-            raise ChannelClosed("it is being closed on this side", address=str(self.end.address), operation=operation)
-        return 0
 
     cdef Waiter take_waiter(self):
         cdef Waiter waiter = self.spare
@@ -589,22 +537,7 @@ cdef class Front:
 
     def _over(self):
         self.end.release()
-        if self.on_close is not None:
-            callback, self.on_close = self.on_close, None
-            callback(self)
-
-    def when_closed(self, callback):
-        """Call `callback(self)` once when this connection is over (used by servers)."""
-        self.on_close = callback
-
-    def detach(self):
-        """Take the connection out of this object, for another process or front: a Handle; see `anywire.attach`.
-
-        Nothing may be under way. Raises Busy, Unsupported (a wire whose state can't leave the process), ChannelClosed."""
-        face = "stream" if isinstance(self.end, RawEndpoint) else "channel"
-        address = str(self.end.address)
-        kind, fds, state = self.detach_state()
-        return Handle(face, face, kind, address, fds, state)
+        self.told_over()
 
     def detach_state(self):
         """(kind, descriptors, state): what `detach` wraps."""
