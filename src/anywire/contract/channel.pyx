@@ -2,7 +2,7 @@
 """The async channel: messages, for every wire.
 
 Everything a user does with a message connection in a coroutine is here once; what differs by wire is the endpoint below.
-Runs on its event loop's thread; `send` and `recv` called in a task of another thread's loop are passed over to it.
+Runs on its event loop's thread; a send awaited in a task of another thread's loop is passed over to it.
 """
 cimport cython
 from cpython.buffer cimport PyBUF_WRITABLE, PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
@@ -11,7 +11,6 @@ from anywire.contract.endpoint cimport fork_generation as generation
 from anywire.contract.front cimport GIVE_WAY, MUST_WAIT, Front, ReceiveOperation, install, sending
 
 from anywire.contract.errors import EndOfChannel
-from anywire.contract.front import pass_over
 
 cdef object _GIVE_WAY = GIVE_WAY
 cdef object _MUST_WAIT = MUST_WAIT
@@ -104,8 +103,6 @@ cdef class Channel(Front):
         Parameters: `timeout`, seconds, None for ever.
         Raises EndOfChannel, PeerLost, BadFrame, TooLarge, TimedOut, Busy, ChannelClosed, Forked.
         Cancelling (or a time-out) takes nothing: the message stays for the next call."""
-        if self.elsewhere():
-            return pass_over(self.loop, lambda: self.recv(copy=copy, timeout=timeout))
         return self.receive(MESSAGE if copy else VIEW, timeout)
 
     def recv_into(self, buffer, *, timeout=None):
@@ -114,8 +111,6 @@ cdef class Channel(Front):
         Raises BufferError when it does not fit (the message stays), and what `recv` raises. After a cancellation the
         buffer is never touched again."""
         cdef Receive op
-        if self.elsewhere():
-            return pass_over(self.loop, lambda: self.recv_into(buffer, timeout=timeout))
         op = self.receive(INTO, timeout)
         op.state = 2                             # not to be reported as forgotten if this raises
         PyObject_GetBuffer(buffer, &op.view, PyBUF_WRITABLE)
@@ -128,8 +123,6 @@ cdef class Channel(Front):
         cdef Receive op
         if limit < 1:
             raise ValueError(f"recv_many needs a limit of at least 1, not {limit}")
-        if self.elsewhere():
-            return pass_over(self.loop, lambda: self.recv_many(limit, timeout=timeout))
         op = self.receive(BATCH, timeout)
         op.limit = limit
         return op
@@ -139,8 +132,6 @@ cdef class Channel(Front):
 
         The descriptors are yours to close. Raises Unsupported on other wires, and what `recv` raises."""
         need_fds(self.end, "recv_fds")
-        if self.elsewhere():
-            return pass_over(self.loop, lambda: self.recv_fds(timeout=timeout))
         return self.receive(FDS, timeout)
 
     def __aiter__(self):
@@ -154,8 +145,6 @@ cdef class Channel(Front):
 
         Parameters: `timeout`, seconds to wait for room, None for ever.
         Raises TooLarge, PeerLost, ChannelClosed, TimedOut, Forked. Cancelled, it went whole or not at all."""
-        if self.elsewhere():
-            return pass_over(self.loop, lambda: self.send(data, timeout=timeout))
         if isinstance(data, Loan):
             return self.send_loan(data, timeout)
         return sending(self, data, ONE, timeout)
@@ -166,8 +155,6 @@ cdef class Channel(Front):
 
     def send_many(self, messages, *, timeout=None):
         """Send messages in order, many in one system call. Cancelled, a first part of them went, each whole."""
-        if self.elsewhere():
-            return pass_over(self.loop, lambda: self.send_many(messages, timeout=timeout))
         return sending(self, list(messages), MANY, timeout)
 
     def send_fds(self, fds, message=b"", *, timeout=None):
@@ -175,8 +162,6 @@ cdef class Channel(Front):
 
         The descriptors stay yours. Raises Unsupported on other wires, ValueError, and what `send` raises."""
         need_fds(self.end, "send_fds")
-        if self.elsewhere():
-            return pass_over(self.loop, lambda: self.send_fds(fds, message, timeout=timeout))
         fds = list(fds)
         return sending(self, lambda: self.end.put_fds(fds, message, False), CALL, timeout)
 
@@ -184,7 +169,8 @@ cdef class Channel(Front):
         """Send without waiting: True when the message was taken, False when there is no room now."""
         cdef int status
         self.check("try_send")
-        if self.elsewhere() or self.senders is not None and self.senders:
+        self.need_here("try_send")
+        if self.senders is not None and self.senders:
             return False
         status = self.end.put_message(data, False)
         if status == BLOCKED:

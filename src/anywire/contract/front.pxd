@@ -54,11 +54,12 @@ cdef class Front(Face):
     cdef object senders                 # deque of operations that wait for room, oldest first
     cdef bint watching_read, watching_write, notified
     cdef bint elsewhere(self) noexcept
+    cdef int need_here(self, str operation) except -1
     cdef int watch(self, int mask) except -1
     cdef int unwatch(self, int mask) except -1
     cdef Waiter take_waiter(self)
 
-cdef SendOperation sending(Front front, object data, int mode, object timeout)
+cdef object sending(Front front, object data, int mode, object timeout)
 cdef object GIVE_WAY
 cdef object MUST_WAIT
 cdef int install(object kind) except -1

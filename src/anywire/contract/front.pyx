@@ -6,7 +6,8 @@ one which can finish at once costs little more than a call. When it must wait it
 Future that asyncio's Task uses. The reader callback of the loop then steps the task directly, saving a trip through
 the ready queue. The wake-up never carries the message: a task that is cancelled after it was woken has taken nothing.
 
-Everything here runs on the loop's thread; `send` and `recv` called on another thread are passed over to it.
+Everything here runs on the loop's thread. A send or a close that is awaited in another thread's loop is passed over to it; a
+receive is refused there, because a message that was taken here could not be given back when that task is cancelled.
 
 What can go wrong: cancellation at any await (an operation that is thrown into leaves the queues as if it had never waited,
 except that a message half written goes whole); the loop closing under us; a peer that never lets go (time-outs).
@@ -284,6 +285,7 @@ cdef class ReceiveOperation(Operation):
 
     cdef int enter(self) except -1:
         cdef Front front = self.front
+        front.need_here(self.name())
         if front.reader is not None:
             self.state = FINISHED            # it never became the reader, so it has nothing to leave
             raise Busy("another task is already receiving here; one receiver at a time",
@@ -372,14 +374,23 @@ cdef class SendOperation(Operation):
 install(SendOperation)
 
 
-cdef SendOperation sending(Front front, object data, int mode, object timeout):
+cdef object sending(Front front, object data, int mode, object timeout):
     """A send to be awaited. Made without __init__, whose arguments would cost a tuple."""
-    cdef SendOperation op = SendOperation.__new__(SendOperation)
+    cdef SendOperation op
+    if front.elsewhere():
+        # Cancelled there, it may still be under way here for a moment: so it gets bytes that nobody changes.
+        data = data if mode == CALL else [unchanging(one) for one in data] if mode == MANY else unchanging(data)
+        return pass_over(front.loop, lambda: sending(front, data, mode, timeout))
+    op = SendOperation.__new__(SendOperation)
     op.front = front
     op.data = data
     op.mode = mode
     op.timeout = timeout
     return op
+
+
+cdef object unchanging(object data):
+    return data if isinstance(data, (bytes, str)) else bytes(memoryview(data))
 
 
 cdef extern from "Python.h":
@@ -402,7 +413,14 @@ cdef class Front(Face):
     # -- readiness ------------------------------------------------------------------------------------------------------
 
     cdef bint elsewhere(self) noexcept:
-        return PyThread_get_thread_ident() != self.thread
+        # In a forked child the loop of another thread is gone, and every operation says Forked.
+        return PyThread_get_thread_ident() != self.thread and self.end.generation == generation()
+
+    cdef int need_here(self, str operation) except -1:
+        if self.elsewhere():
+            raise RuntimeError(f"{operation} {self.end.address}: this connection belongs to the event loop of another "
+                               "thread; receive in that loop (sends may come from any), or connect with anywire.sync")
+        return 0
 
     cdef Waiter take_waiter(self):
         cdef Waiter waiter = self.spare
@@ -507,6 +525,8 @@ cdef class Front(Face):
 
         Parameters: `timeout`, seconds to wait for the peer; after them the connection is dropped.
         Raises PeerLost when the peer was lost and messages are unconfirmed. A cancelled close aborts."""
+        if self.elsewhere():
+            return await pass_over(self.loop, lambda: self.close(timeout=timeout))
         if self.closing or self.end.closed or self._left_to_parent():
             return
         self.closing = True
@@ -518,7 +538,10 @@ cdef class Front(Face):
             self._over()
 
     def abort(self):
-        """Drop the connection at once: no end frame, the peer sees a loss. Safe to call at any time."""
+        """Drop the connection at once: no end frame, the peer sees a loss. Safe to call at any time, from any thread."""
+        if self.elsewhere() and not self.loop.is_closed():
+            self.loop.call_soon_threadsafe(self.abort)
+            return
         if self.end.closed or self._left_to_parent():
             return
         self.closing = True
@@ -542,6 +565,7 @@ cdef class Front(Face):
     def detach_state(self):
         """(kind, descriptors, state): what `detach` wraps."""
         self.check("detach")
+        self.need_here("detach")
         self.end.need_nothing_returned()
         if self.reader is not None or self.senders:
             raise Busy("an operation is under way", address=str(self.end.address), operation="detach")
@@ -567,4 +591,9 @@ def pass_over(loop, make):
     """Run `make()` (which gives an awaitable) on `loop` from a task of another thread's loop."""
     async def there():
         return await make()
-    return asyncio.wrap_future(asyncio.run_coroutine_threadsafe(there(), loop))
+    passed = there()
+    try:
+        return asyncio.wrap_future(asyncio.run_coroutine_threadsafe(passed, loop))
+    except RuntimeError:                             # that loop is closed
+        passed.close()
+        raise
