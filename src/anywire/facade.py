@@ -263,15 +263,21 @@ class Listener(Bound[F]):
         self.close()
 
 
-async def attach(handle: Handle, *, timeout: float = ATTACH_TIMEOUT) -> Any:
+async def attach(handle: Handle, *, timeout: float = ATTACH_TIMEOUT, authorize: Authorize | None = None) -> Any:
     """The channel, stream or listener of a handle that `detach()` or `pipe()` made, also in another process.
 
-    Parameters: `timeout`, seconds to wait until the other end of a pipe is attached or connected too.
-    Raises TimedOut, PeerLost (the other end was closed before), ValueError (the handle was used before), OSError."""
-    kind, made = attach_endpoint(handle, timeout)
+    Parameters:
+        timeout: seconds to wait until the other end of a pipe is attached or connected too.
+        authorize: of a listener: who may connect from now on, as for `listen`. All other options travel with the
+            handle, a function can't: if the listener had an `authorize`, one must be given here (None is an error).
+
+    Raises TimedOut, PeerLost (the other end was closed before), OSError, ValueError (the handle was used before, or
+    `authorize` is missing, or given for what is no listener; then the handle can still be attached)."""
+    kind, made = attach_endpoint(handle, timeout, authorize)
     if kind == "listener":
         listener: Listener[Any] = Listener.__new__(Listener)
-        listener._set_up(Channel if handle.face == "channel" else Stream, *made)
+        plans, acceptors = made
+        listener._set_up(Channel if handle.face == "channel" else Stream, plans, acceptors, authorize)
         return listener
     driver = driver_for()
     return (Channel if kind == "channel" else Stream)(await driver.run(made), driver)

@@ -127,8 +127,8 @@ class AsyncFront:
     def connect_forever(self, address: Any, **options: Any) -> Any:
         return anywire.connect_forever(address, **options)
 
-    def attach(self, handle: Any) -> Any:
-        return anywire.attach(handle)
+    async def attach(self, handle: Any, **options: Any) -> Any:
+        return await anywire.attach(handle, **options)
 
     def inside(self, channel: Any) -> Any:
         """The real channel."""
@@ -192,8 +192,8 @@ class BlockingFront:
     def connect_forever(self, address: Any, **options: Any) -> Any:
         return _WrappedIterator(anywire.sync.connect_forever(address, **options), self)
 
-    def attach(self, handle: Any) -> Any:
-        return self._wrap(anywire.sync.attach(handle))
+    async def attach(self, handle: Any, **options: Any) -> Any:
+        return self._wrap(await self.threads.run(anywire.sync.attach, handle, **options))
 
     def inside(self, channel: Any) -> Any:
         return channel.inner

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import anywire
+from anywire.contract.handle import Handle
 
 from . import frames, roles
 from .marks import connected, framed, holds, listening, processes, reliable, two_way
@@ -168,6 +169,47 @@ async def test_a_listener_moves_to_another_process(world: World) -> None:
     await channel.send(b"hello")
     assert await channel.recv() == b"hello"
     assert serving
+
+
+@holds(MOVE, two_way, connected, listening, processes)
+async def test_who_may_connect_is_asked_again_where_a_listener_moved(world: World) -> None:
+    """A function can't travel: `attach` demands one of a listener that had one, and then refuses as that one says."""
+    if world.setup.name == "tls":
+        return  # its listener does not move: see above
+    asked: list[Any] = []
+
+    def not_the_first(peer: Any) -> bool:
+        asked.append(peer)
+        return len(asked) > 1
+
+    listener = await world.listen(authorize=lambda peer: False)
+    address = client_address(listener.addresses[0])
+    detached = listener.detach()
+    handle = Handle.unpack(detached.pack(), detached.take())
+    for nothing in ({}, {"authorize": None}):
+        with pytest.raises(ValueError, match="authorize="):
+            await world.front.attach(handle, **nothing)
+    moved = await world.front.attach(handle, authorize=not_the_first)
+    accepting = asyncio.ensure_future(moved.accept())
+    refused = await outcome(world.connect(address))
+    if world.setup.framed:
+        assert isinstance(refused, anywire.Refused), refused
+    admitted = await world.connect(address)
+    await admitted.send(b"hello")
+    assert await world.keep(await accepting).recv() == b"hello"
+    assert len(asked) == 2
+    await world.front.stop_listening(moved)
+
+
+@holds(MOVE, two_way, connected, listening, processes)
+async def test_a_connection_that_moves_asks_nobody(world: World) -> None:
+    if world.setup.name == "tls":
+        return  # it does not move: see above
+    channel, _peer = await world.open("both")
+    with channel.detach() as handle:
+        with pytest.raises(ValueError, match="listeners"):
+            await world.front.attach(handle, authorize=lambda peer: True)
+        assert handle.fds, "the handle can still be attached"
 
 
 @pytest.mark.no_sanitize  # measures memory

@@ -22,7 +22,9 @@ import anywire
 from anywire import sync
 from anywire.contract.address import Address
 from anywire.contract.driver import driver_for, run_blocking
+from anywire.contract.handle import Handle
 from anywire.contract.waits import Resolve
+from anywire.framing.preamble import Preamble
 from anywire.wires import sockets
 
 FRONTS = ("async", "blocking")
@@ -313,6 +315,30 @@ def test_small_messages_go_at_once_and_a_vanished_host_is_noticed(front: str, bo
             assert options["TCP_USER_TIMEOUT"] == bound * 1000
             probes = options["TCP_KEEPINTVL"] * options["TCP_KEEPCNT"]
             assert options["TCP_KEEPIDLE"] + probes <= max(bound, 4), "seconds; no part of it can be below one"
+
+
+def test_a_listener_that_moves_takes_its_options_along(front: str) -> None:
+    """Those of the address, which the real address no longer shows, and those given as keywords."""
+    listen = anywire.listen if front == "async" else sync.listen
+    detached = listen("tcp://127.0.0.1:0?keepalive=7", max_message=1000, handshake_timeout=3.0, backlog=5).detach()
+    handle = Handle.unpack(detached.pack(), detached.take())
+
+    async def main() -> None:
+        moved = await anywire.attach(handle) if front == "async" else await asyncio.to_thread(sync.attach, handle)
+        (plan,) = moved._plans.values()
+        assert plan.options["handshake_timeout"] == 3.0
+        assert plan.options["backlog"] == 5
+        with sync.connect_stream(moved.addresses[0]) as client:
+            client.write(Preamble(100).encode())
+            accepting = moved.accept()
+            channel = await accepting if front == "async" else accepting
+            options = options_of(channel)
+            assert (options["SO_KEEPALIVE"], options["TCP_USER_TIMEOUT"]) == (1, 7000)
+            assert channel.max_message == 1000
+            channel.abort()
+        moved.close()
+
+    asyncio.run(main())
 
 
 def test_the_blocking_front_waits_inside_one_system_call() -> None:

@@ -45,7 +45,7 @@ class Bound(Generic[K]):
         return "channel" if issubclass(kind, cls._channel) else "stream"
 
     def _set_up(
-        self, kind: type[K], plans: dict[Acceptor, Plan], acceptors: list[Acceptor], authorize: Any = None
+        self, kind: type[K], plans: dict[Acceptor, Plan], acceptors: list[Acceptor], authorize: Any
     ) -> None:
         self._kind: type[K] = kind
         self._face = self._face_of(kind)
@@ -73,5 +73,7 @@ class Bound(Generic[K]):
         self._slot.add("accept_errors")
 
     def detach(self) -> Handle:
-        """Give the listening socket away, for another process: a listener of one address. This one is then closed."""
+        """Give the listening socket away, for another process: a listener of one address. This one is then closed.
+
+        Its options go with the handle, but not its `authorize`: give `attach` one. Raises Unsupported."""
         return detach_listener(self)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
+from dataclasses import replace
 from typing import Any
 
 from anywire.contract.address import Address
@@ -73,17 +74,32 @@ def _pipe_address(read: int, write: int) -> str:
     return "pipe:?" + "&".join(f"{name}={fd}" for name, fd in (("read", read), ("write", write)) if fd >= 0)
 
 
-def attach_endpoint(handle: Handle, timeout: float) -> tuple[str, Any]:
-    """(kind, what is made of it): for a listener (plans, acceptors), else a generator that returns the endpoint."""
+def attach_endpoint(handle: Handle, timeout: float, authorize: Any) -> tuple[str, Any]:
+    """(kind, what is made of it): for a listener (plans, acceptors), else a generator that returns the endpoint.
+
+    A ValueError about `authorize` leaves the handle as it was."""
     if handle.kind == "listener":
+        if authorize is None and handle.state.get("authorize", True):
+            raise ValueError(
+                f"attach {handle.address}: the listener had authorize=, and a function can't travel with the handle; "
+                "pass attach(handle, authorize=FUNCTION), or authorize=lambda peer: True to admit everybody"
+            )
         return "listener", _attach_listener(handle)
+    if authorize is not None:
+        raise ValueError(
+            f"attach {handle.address}: authorize= is asked by listeners, and this handle is of a {handle.kind}; judge "
+            "by its .peer once it is attached"
+        )
     return handle.face, _attach_steps(handle, timeout)
 
 
 def _attach_listener(handle: Handle) -> tuple[dict[Any, Plan], list[Any]]:
     address = Address.parse(handle.address)
-    options = dict(handle.state["options"])
-    plan = plan_for(address, handle.face, "listen", options.pop("max_message"), options.pop("handshake_timeout"), {})
+    # JSON knows no tuples: they arrive as lists. An option that only this version has is at its default.
+    given: dict[str, Any] = handle.state["options"]
+    options = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+    plan = plan_for(address, handle.face, "listen", given["max_message"], given["handshake_timeout"], {})
+    plan = replace(plan, options={**plan.options, **options})
     acceptor = plan.wire.adopt_listener(address, handle.take(), handle.state, plan.options)
     return {acceptor: plan}, [acceptor]
 
@@ -95,12 +111,28 @@ def detach_listener(listener: Any) -> Handle:
             f"only a listener of one address can move; this one has {len(listener._acceptors)}", operation="detach"
         )
     (acceptor,) = listener._acceptors
-    options = listener._plans[acceptor].options
+    options = dict(listener._plans[acceptor].options)
+    for name, value in options.items():
+        if not _is_plain(value):
+            raise Unsupported(
+                f"the value of the option {name!r} can't travel to another process: {value!r}",
+                address=acceptor.address,
+                operation="detach",
+                advice="listen in the other process instead",
+            )
     fds, state = acceptor.detach()
     listener._acceptors = []
     listener._slot.release()
-    state["options"] = {key: options[key] for key in ("max_message", "handshake_timeout")}
+    state["options"] = options
+    state["authorize"] = listener._authorize is not None
     return Handle("listener", listener._face, "listener", str(acceptor.address), fds, state)
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether `Handle.pack` carries it to another process, and `_attach_listener` gets the same back."""
+    if type(value) is tuple:
+        return all(item is None or type(item) in (bool, int, float, str, bytes) for item in value)
+    return value is None or type(value) in (bool, int, float, str, bytes)
 
 
 def peer_at(fd: int) -> Any:
