@@ -4,9 +4,12 @@ import importlib.util
 import json
 import os
 import shutil
+import signal
+import time
 from pathlib import Path
 
 import pytest
+from cli_processes import PATIENCE, started
 from click.testing import CliRunner
 
 from anywire.cli.bench import Sizes, bench, pick, run
@@ -129,3 +132,20 @@ def test_a_plot_is_drawn_or_names_the_extra(tmp_path: Path) -> None:
     else:
         assert done.exit_code == 0, done.stderr
         assert "<svg" in file.read_text()
+
+
+def test_ctrl_c_leaves_nothing_behind(tmp_path: Path) -> None:
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    with started("bench", "--seconds", "10", "--sizes", "64", env=environment) as process:
+        children_of = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        deadline = time.monotonic() + PATIENCE
+        while len(mine := children_of.read_text().split()) < 2 or not list(tmp_path.iterdir()):
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=PATIENCE)
+        assert process.returncode == -signal.SIGINT, errors
+        assert b"Traceback" not in errors, errors.decode()
+    assert list(tmp_path.iterdir()) == []
+    while any(Path(f"/proc/{child}").exists() for child in mine):    # one that had just begun sees that we have gone
+        assert time.monotonic() < deadline

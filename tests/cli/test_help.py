@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -77,3 +78,11 @@ def test_without_the_extra_one_line_names_it(missing: list[str], tmp_path: Path)
     assert (done.returncode, done.stdout) == (1, b"")
     wanted = f"anywire: the command line needs {' and '.join(missing)}: pip install 'anywire[cli]'\n"
     assert done.stderr.decode() == wanted
+
+
+def test_ctrl_c_before_a_command_begins_ends_it_without_a_traceback(tmp_path: Path) -> None:
+    (tmp_path / "click.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    paths = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = run("demo", env={**os.environ, "PYTHONPATH": paths})
+    assert done.returncode == -signal.SIGINT
+    assert done.stderr == b""

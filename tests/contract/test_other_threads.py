@@ -1,4 +1,4 @@
-"""An async channel in a task of another thread's loop: sends and closes go there, receives are refused, nothing is torn."""
+"""An async channel in a task of another thread's loop: sends go there, receives are refused, nothing is torn."""
 
 from __future__ import annotations
 

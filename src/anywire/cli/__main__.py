@@ -1,12 +1,14 @@
 """Where `anywire` and `python -m anywire` start.
 
 Owns: finding out whether click and rich, which only the command line needs, are installed. Without them it says in one
-line what to install, and ends with status 1.
+line what to install, and ends with status 1. Until a command takes over, Ctrl-C ends the process as it ends a C
+program: nothing has begun yet, and a traceback out of an import would help nobody.
 """
 
 from __future__ import annotations
 
 import importlib
+import signal
 import sys
 
 NEEDED = ("click", "rich")
@@ -14,6 +16,8 @@ NEEDED = ("click", "rich")
 
 def main() -> None:
     """Run the command line on sys.argv; ends the process."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     missing = []
     for name in NEEDED:
         try:

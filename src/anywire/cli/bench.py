@@ -23,6 +23,7 @@ from anywire.cli.contenders import Contender, contenders, key
 from anywire.cli.measure import Results, cores, human, machine, machine_line, size_name, times, turns
 from anywire.cli.pair import Failed, Pair
 from anywire.cli.parameters import Names, plot_option
+from anywire.cli.signals import Stopped, die_of, stoppable
 
 WIRES = ("unix", "seqpacket", "tcp", "tls", "udp", "pipe", "fifo")
 FRONTS = ("blocking", "asyncio")
@@ -219,8 +220,11 @@ def bench(
     wanted = pick(wires, fronts)
     here = [contender for contender in wanted if not contender.missing]
     absent = dict.fromkeys(contender.needs for contender in wanted if contender.missing)
-    with notes.status("") as status:
-        results = run(here, sizes, rounds, seconds, status.update)
+    try:
+        with stoppable(), notes.status("") as status:
+            results = run(here, sizes, rounds, seconds, status.update)
+    except Stopped as stopped:
+        die_of(stopped.number)
     description = machine(PEERS)
     if as_json:
         click.echo(json.dumps({"machine": description, "cells": results.as_json()}, indent=1))

@@ -16,7 +16,7 @@ import time
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 T = TypeVar("T")
 
@@ -108,7 +108,7 @@ def held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
 
 
-def die_of(number: signal.Signals) -> None:
+def die_of(number: signal.Signals) -> NoReturn:
     """End as the signal would have ended us: the shell sees it, and stops its loop."""
     signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)
