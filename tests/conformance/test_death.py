@@ -10,7 +10,7 @@ import pytest
 import anywire
 
 from . import roles
-from .marks import CLEAR, blind_to_death, clean_end, framed, holds, processes, reliable, sees_death, two_way
+from .marks import CLEAR, blind_to_death, clean_end, framed, half_close, holds, processes, reliable, sees_death, two_way
 from .roles import message
 from .world import World, outcome
 
@@ -154,6 +154,21 @@ async def test_accepted_is_at_most_delivered_and_unconfirmed(world: World) -> No
     assert isinstance(error, anywire.PeerLost), error
     delivered = peer.last_report + 1  # it may have been killed between the hand-over and the report
     assert accepted <= delivered + error.unconfirmed
+
+
+@holds(UNCONFIRMED, half_close, sees_death, framed, two_way, processes)
+async def test_a_death_after_its_half_close_is_a_loss(world: World) -> None:
+    """Its end frame said that nothing more comes from there, not that it took what comes from here."""
+    channel, peer = await world.open("both")
+    await peer.call(roles.send_eof)
+    assert isinstance(await outcome(channel.recv()), anywire.EndOfChannel)
+    await peer.freeze()
+    for number in range(3):
+        await channel.send(message(number))
+    peer.kill()
+    error = await outcome(channel.close())
+    assert isinstance(error, anywire.PeerLost), error
+    assert error.unconfirmed == 3 and channel.unconfirmed == 3
 
 
 @holds(UNCONFIRMED, clean_end, framed, two_way)

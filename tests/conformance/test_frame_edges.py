@@ -116,7 +116,7 @@ async def test_our_end_is_on_the_wire(world: World) -> None:
         await channel.send_eof()
         assert await raw.recv_exactly(2 * frames.HEADER + 5) == frames.frame(b"hello") + frames.header(frames.END)
         closing = asyncio.ensure_future(channel.close())
-        await raw.send(frames.header(frames.END))
+        await raw.send(frames.header(frames.CLOSE))
         rest = await raw.recv_all()
         assert rest in (b"", frames.header(frames.CLOSE)), rest
         await raw.close()

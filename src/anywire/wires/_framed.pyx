@@ -423,7 +423,7 @@ cdef class FramedEndpoint(BytePump):
         if error.errno == errno.ETOOMANYREFS:
             raise error              # this user has too many descriptors on their way (unix(7)); the connection is well
         reason = error.strerror or str(error)
-        if not was_reading and self.read_fd >= 0 and not self.decoder.ended and not self.broken:
+        if not was_reading and self.read_fd >= 0 and not self.decoder.closed and not self.broken:
             self.fail(PeerLost(reason, address=str(self.address), operation="use",   # no second loss report from within,
                                unconfirmed=self.sent - self.confirmed))              # and what other threads are told now
             try:
@@ -541,5 +541,5 @@ cdef class FramedEndpoint(BytePump):
                     return
 
     def verdict(self):
-        if isinstance(self.failure, PeerLost) and self.missing() and not self.decoder.ended and not self.all_taken:
+        if isinstance(self.failure, PeerLost) and self.missing() and not self.decoder.closed and not self.all_taken:
             self.raise_failure()
