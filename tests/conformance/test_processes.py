@@ -151,6 +151,27 @@ async def test_a_connection_moves_to_another_process(world: World) -> None:
 
 
 @holds(MOVE, two_way, connected, listening, processes)
+async def test_a_connection_that_moves_keeps_its_peer_and_its_end(world: World) -> None:
+    """After send_eof() nothing more is sent there either: the peer would never see it."""
+    if world.setup.name == "tls":
+        return  # it does not move: see above
+    channel, peer = await world.open("both", max_message=5000)
+    who, address = channel.peer, channel.address
+    ended = world.promise.half_close
+    if ended:
+        await channel.send_eof()
+    detached = channel.detach()
+    moved = world.keep(await world.front.attach(Handle.unpack(detached.pack(), detached.take())))
+    assert (moved.peer, moved.address, moved.max_message) == (who, address, 5000)
+    if ended:
+        with pytest.raises(anywire.ChannelClosed):
+            await moved.send(b"too late")
+        assert (await peer.call(roles.recv_outcome))["kind"] == "EndOfChannel"
+    await peer.call(roles.send_messages, [b"it may still speak"])
+    assert await moved.recv() == b"it may still speak"
+
+
+@holds(MOVE, two_way, connected, listening, processes)
 async def test_a_listener_moves_to_another_process(world: World) -> None:
     listener = await world.listen()
     if world.setup.name == "tls":

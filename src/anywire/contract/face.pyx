@@ -4,6 +4,8 @@
 The base of the async and the blocking front, which add the waiting. No I/O here; used on the front's threads.
 What can go wrong: use after this side closed it, or after a fork (`check`); a connection that nobody closed is reported.
 """
+from dataclasses import asdict
+
 from cpython.exc cimport PyErr_WarnEx
 from anywire.contract cimport counters
 from anywire.contract.endpoint cimport MessageEndpoint, RawEndpoint, fork_generation
@@ -63,7 +65,9 @@ cdef class Face:
         Nothing may be under way. Raises Busy, Unsupported (a wire whose state can't leave the process), ChannelClosed."""
         face = "stream" if isinstance(self.end, RawEndpoint) else "channel"
         address = str(self.end.address)
+        peer = self.end.peer
         kind, fds, state = self.detach_state()
+        state["peer"] = None if peer is None else asdict(peer)
         return Handle(face, face, kind, address, fds, state)
 
     def __repr__(self):

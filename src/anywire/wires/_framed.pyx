@@ -453,7 +453,8 @@ cdef class FramedEndpoint(BytePump):
             raise ChannelClosed("a message is still being written", address=str(self.address), operation="detach")
         kind, fds = self.bytes.detach_state()
         state = {"max_message": self.max_message, "peer_limit": self.peer_limit, "confirms": self.confirms,
-                 "sent": self.sent, "to_confirm": self.to_confirm, "decoder": self.decoder.detach_state()}
+                 "sent": self.sent, "to_confirm": self.to_confirm, "end_sent": self.end_sent,
+                 "decoder": self.decoder.detach_state()}
         self.release()
         return kind, fds, state
 
@@ -461,6 +462,7 @@ cdef class FramedEndpoint(BytePump):
         """Go on where `detach_state` stopped in another process."""
         self.sent = state["sent"]
         self.to_confirm = state["to_confirm"]
+        self.end_sent = state["end_sent"]
         self.decoder.restore_state(*state["decoder"])
 
     # -- ending ---------------------------------------------------------------------------------------------------------

@@ -167,11 +167,18 @@ def _endpoint_of(handle: Handle, address: Address, wire: Any, fds: list[int]) ->
             os.set_inheritable(fd, False)  # spawn and forkserver left them open to grandchildren
         if address.scheme == "pipe":
             address = Address.parse(_pipe_address(read, write))  # in another process the numbers are others
-        return PipeBytes(read, write, address=address, peer=Peer(wire=address.scheme), wire=wire)
+        return PipeBytes(read, write, address=address, peer=_peer_of(handle) or Peer(wire=address.scheme), wire=wire)
     kind = {"socket": SocketBytes, "unix": UnixBytes}.get(handle.how)
     if kind is None:
         raise Unsupported(f"a handle of kind {handle.how!r} can't be attached", address=address, operation="attach")
-    return kind(fds[0], address=address, peer=peer_at(fds[0]) if handle.how == "unix" else None, wire=wire)
+    peer = peer_at(fds[0]) if handle.how == "unix" else _peer_of(handle)
+    return kind(fds[0], address=address, peer=peer, wire=wire)
+
+
+def _peer_of(handle: Handle) -> Peer | None:
+    """Who it was when it was detached; None for the end of a pipe, which has met nobody yet."""
+    fields = handle.state.get("peer")
+    return None if fields is None else Peer(**fields)
 
 
 def _attach_steps(handle: Handle, timeout: float) -> Steps[MessageEndpoint]:
