@@ -374,3 +374,44 @@ def test_a_silent_client_does_not_outlast_the_time_out_of_accept() -> None:
             with pytest.raises(anywire.TimedOut):
                 listener.accept(timeout=0.2)
             assert time.monotonic() - begun < 5
+
+
+def test_silence_ends_after_five_seconds_by_default() -> None:
+    """docs/design/wire-format.md. On both sides and both fronts at once, so that the five seconds pass once."""
+
+    def hang_up(server: Any) -> float:
+        """Seconds until the listener gives up a client that says nothing."""
+        address = server.addresses[0]
+        with socket.create_connection((address.host, address.port), 20) as client:
+            started = time.monotonic()
+            assert client.recv(100) == b""
+            return time.monotonic() - started
+
+    def give_up(port: int) -> float:
+        started = time.monotonic()
+        with pytest.raises(anywire.TimedOut) as caught:
+            sync.connect(f"tcp://127.0.0.1:{port}", timeout=20)
+        assert caught.value.seconds == 5.0, "not the time-out of connect, which is longer"
+        return time.monotonic() - started
+
+    async def give_up_async(port: int) -> float:
+        started = time.monotonic()
+        with pytest.raises(anywire.TimedOut) as caught:
+            await anywire.connect(f"tcp://127.0.0.1:{port}", timeout=20)
+        assert caught.value.seconds == 5.0
+        return time.monotonic() - started
+
+    async def main() -> dict[str, float]:
+        with socket.create_server(("127.0.0.1", 0)) as listener, sync.serve(echo, "tcp://127.0.0.1:0") as blocking:
+            port = listener.getsockname()[1]  # connecting succeeds, in the backlog; nobody answers
+            async with anywire.serve(echo, "tcp://127.0.0.1:0") as server:
+                taken = await asyncio.gather(
+                    asyncio.to_thread(hang_up, server),
+                    asyncio.to_thread(hang_up, blocking),
+                    give_up_async(port),
+                    asyncio.to_thread(give_up, port),
+                )
+        return dict(zip(("server", "sync server", "connect", "sync connect"), taken, strict=True))
+
+    taken = asyncio.run(main())
+    assert all(4.9 < seconds < 10 for seconds in taken.values()), taken
