@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import statistics
 import time
 
 import pytest
@@ -25,8 +26,9 @@ def is_the_right_loss(world: World, error: object) -> bool:
 
 @holds(DEATH, sees_death, processes)
 async def test_a_waiting_receiver_sees_it_within_100_ms(world: World) -> None:
+    """The median of seven kills: on a shared machine the scheduler may hold up a few of them, but not most."""
     delays = []
-    for _ in range(5):  # the promise is about the library: one undisturbed attempt is enough
+    for _ in range(7):
         channel, peer = await world.open("receive")
         waiting = await world.still_waiting(channel.recv(), 0.01)
         killed = time.monotonic()
@@ -34,9 +36,7 @@ async def test_a_waiting_receiver_sees_it_within_100_ms(world: World) -> None:
         error = await outcome(waiting)
         delays.append(time.monotonic() - killed)
         assert is_the_right_loss(world, error), error
-        if delays[-1] <= 0.1:
-            return
-    raise AssertionError(f"it took {delays} seconds to see the death")
+    assert statistics.median(delays) <= 0.1, f"seen after {delays} seconds"
 
 
 @holds(DEATH, sees_death, processes)
