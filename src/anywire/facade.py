@@ -312,6 +312,8 @@ class Server(Generic[F]):
         limit: int | None,
         close_timeout: float,
     ) -> None:
+        if not callable(handler):
+            raise TypeError(f"a handler is a coroutine function of one argument, the connection, not {handler!r}")
         if limit is not None and limit < 1:
             raise ValueError(f"a server's limit must be at least 1 connection, not {limit}")
         self._handler: Callable[[F], Awaitable[object]] = handler

@@ -302,3 +302,16 @@ def test_fields_survive_the_text(scheme, place, params):
     for name in place.keys() - {"host"}:
         assert getattr(again, name) == place[name]
     assert again.host.lower() == address.host.lower()
+
+
+@pytest.mark.parametrize(
+    ("text", "advice"),
+    [
+        ("localhost:9000", "for host and port write tcp://localhost:9000"),
+        ("unix:./socket", "a path is absolute: unix:///"),
+        ("unix:folder/socket", "a path is absolute: unix:///"),
+    ],
+)
+def test_likely_mistakes_are_told_what_was_meant(text, advice):
+    with pytest.raises(AddressError, match=advice):
+        Address.parse(text)

@@ -199,7 +199,12 @@ def _scan(text: str) -> tuple[_Parts, _Spans]:
         path = _decode(text, start + 1, end, nul=True)
         spans["path"] = (start, end)
     elif start < end:
-        raise AddressError(text, start, end, "after the scheme comes //host, /path, @name or ?key=value")
+        advice = ""
+        if text[start:end].isdigit():
+            advice = f"; for host and port write tcp://{text[:end]}"
+        elif "/" in text[start:end] or "." in text[start:end]:
+            advice = f"; a path is absolute: {text[:at]}:///..."
+        raise AddressError(text, start, end, f"after the scheme comes //host, /path, @name or ?key=value{advice}")
     params = _scan_params(text, end, spans)
     return _Parts(text[:at], host, port, zone, path, abstract, params), spans
 

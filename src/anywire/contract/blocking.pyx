@@ -8,6 +8,7 @@ What can go wrong: Ctrl-C (EINTR) at any point: nothing received is lost, a mess
 operation or by `close`; a close from another thread (a receiver goes on until the peer's end or the deadline).
 """
 from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.bytearray cimport PyByteArray_AS_STRING
 from cpython.exc cimport PyErr_CheckSignals
 from libc.stdint cimport uint64_t
@@ -343,7 +344,7 @@ cdef class Channel(BlockingFront):
                 else:
                     message = end.next_message(timeout is None and not end.unread_output)
                 if message is not None:
-                    return message
+                    return message if mode == FDS else end.after_signals(message)
                 self.wait_input(limit, deadline, timeout, operation)
         except AnywireError:
             if self.closing and end.closed:
@@ -368,6 +369,11 @@ cdef class Channel(BlockingFront):
                 while True:
                     n = end.next_message_into(<char*> view.buf, view.len, timeout is None and not end.unread_output)
                     if n >= 0:
+                        try:
+                            PyErr_CheckSignals()
+                        except BaseException:
+                            end.give_back(PyBytes_FromStringAndSize(<char*> view.buf, n))
+                            raise
                         return n
                     self.wait_input(limit, deadline, timeout, "recv_into")
             except AnywireError:
@@ -385,6 +391,7 @@ cdef class Channel(BlockingFront):
     def recv_many(self, Py_ssize_t limit=1024, *, timeout=None):
         """At least one message and at most `limit`: all that are here now. Raises what `recv` raises."""
         cdef object first
+        cdef list messages
         if limit < 1:
             raise ValueError(f"recv_many needs a limit of at least 1, not {limit}")
         first = self.receive(MESSAGE, timeout, "recv_many")
@@ -393,7 +400,13 @@ cdef class Channel(BlockingFront):
         except AnywireError:
             return [first]               # another thread was quicker (a close, say); what was taken is not lost
         try:
-            return self.end.next_messages(first, limit)
+            messages = self.end.next_messages(first, limit)
+            try:
+                PyErr_CheckSignals()
+            except BaseException:
+                self.end.give_back_all(messages)
+                raise
+            return messages
         finally:
             PyThread_release_lock(self.recv_lock)
 

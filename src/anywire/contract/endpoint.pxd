@@ -93,6 +93,9 @@ cdef class MessageEndpoint:
     cdef object next_fds_message(self, bint block)
     cdef Py_ssize_t next_message_into(self, char* p, Py_ssize_t size, bint block) except -2
     cdef int need_nothing_returned(self) except -1
+    cdef int give_back(self, object message) except -1
+    cdef int give_back_all(self, list messages) except -1
+    cdef object after_signals(self, object message)
     cdef list next_messages(self, object first, Py_ssize_t limit)
     cdef object take_message(self, bint block)
     cdef Py_ssize_t take_message_into(self, char* p, Py_ssize_t size, bint block) except -2

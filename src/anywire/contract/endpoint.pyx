@@ -14,7 +14,7 @@ state from which the next one continues; that is what PARTIAL, `flush_output` an
 """
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_GET_SIZE
-from cpython.buffer cimport PyBUF_WRITABLE, PyBUF_READ, PyBUF_WRITE, PyBuffer_FillInfo
+from cpython.buffer cimport PyBUF_WRITABLE, PyBUF_READ, PyBUF_WRITE, PyBuffer_FillInfo, PyObject_CheckBuffer
 from cpython.exc cimport PyErr_CheckSignals, PyErr_SetFromErrno
 from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
 from cpython.memoryview cimport PyMemoryView_FromMemory, PyMemoryView_FromObject, PyMemoryView_GET_BUFFER
@@ -151,6 +151,8 @@ cdef object hold(object data, const char** p, Py_ssize_t* n):
         return data
     if isinstance(data, str):
         raise TypeError("a message is bytes, not str: encode it first")
+    if not PyObject_CheckBuffer(data):
+        raise TypeError(f"a message is bytes, or another buffer such as a bytearray or an array, not {type(data).__name__}")
     keep = PyMemoryView_FromObject(data)
     view = PyMemoryView_GET_BUFFER(keep)
     if not PyBuffer_IsContiguous(view, b'C'):
@@ -447,6 +449,23 @@ cdef class MessageEndpoint:
             return self.next_message(block), []
         return self.take_fds_message(block)
 
+    cdef int give_back(self, object message) except -1:
+        """A message that was taken and not handed out is the next one again."""
+        if self.returned is None:
+            self.returned = []
+        self.returned.append(message)
+        return 0
+
+    cdef object after_signals(self, object message):
+        """`message`, or back with it when a signal handler raises. The interpreter runs handlers as soon as the call
+        returns, before the caller has the result; those that are due are run while the message can still be kept."""
+        try:
+            PyErr_CheckSignals()
+        except BaseException:
+            self.give_back(message)
+            raise
+        return message
+
     cdef int need_nothing_returned(self) except -1:
         if self.returned is not None:
             raise ChannelClosed(f"{len(self.returned)} messages of an interrupted recv_many wait: take them before detach()",
@@ -467,10 +486,15 @@ cdef class MessageEndpoint:
         except AnywireError:
             pass
         except BaseException:
-            out.reverse()
-            self.returned = out
+            self.give_back_all(out)
             raise
         return out
+
+    cdef int give_back_all(self, list messages) except -1:
+        cdef Py_ssize_t i
+        for i in range(len(messages) - 1, -1, -1):
+            self.give_back(messages[i])
+        return 0
 
     cdef object take_message(self, bint block):
         if self.kept is not None:

@@ -6,6 +6,7 @@ Channels may be used from any thread.
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 import random
@@ -295,6 +296,10 @@ class Server(Generic[F]):
         limit: int | None,
         close_timeout: float,
     ) -> None:
+        if not callable(handler):
+            raise TypeError(f"a handler is a function of one argument, the connection, not {handler!r}")
+        if inspect.iscoroutinefunction(handler):
+            raise TypeError(f"{handler!r} is a coroutine function: serve it with anywire.serve")
         if limit is not None and limit < 1:
             raise ValueError(f"a server's limit must be at least 1 connection, not {limit}")
         self._handler: Callable[[F], object] = handler
@@ -357,7 +362,10 @@ class Server(Generic[F]):
             with self._lock:
                 self.connections.add(connection)
             try:
-                self._handler(connection)
+                answer = self._handler(connection)
+                if inspect.iscoroutine(answer):
+                    answer.close()
+                    raise TypeError(f"{self._handler!r} gave a coroutine, which nothing runs here: use anywire.serve")
             except EndOfChannel:
                 pass                                        # the peer ended, and the handler let recv() say so
             connection.close(timeout=self._close_timeout)
