@@ -249,6 +249,70 @@ def test_raw_speaks_to_a_plain_socket_client() -> None:
         assert server.stdout is not None and server.stdout.read() == b"question"
 
 
+def still_runs(process: subprocess.Popen[bytes]) -> None:
+    """It does not leave by itself: it had longer than --linger to do so, which is 0.5 s if not given."""
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(1.0)
+
+
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_UNIX], ids=["tcp", "unix"])
+def test_raw_prints_what_comes_long_after_its_input_ended(family: socket.AddressFamily, tmp_path: Path) -> None:
+    """A web server that thinks: the half-close is no reason to leave before the peer's own end."""
+    with socket.socket(family) as listener:
+        listener.bind(("127.0.0.1", 0) if family == socket.AF_INET else str(tmp_path / "s"))
+        listener.listen()
+        name = listener.getsockname()
+        address = f"tcp://127.0.0.1:{name[1]}" if family == socket.AF_INET else f"unix://{name}"
+        with started("cat", "--raw", "--linger", "0", address) as client:
+            assert client.stdin is not None and client.stdout is not None
+            connection = listener.accept()[0]
+            with connection, connection.makefile("rb") as reader:
+                client.stdin.write(b"question")
+                client.stdin.close()
+                client.stdin = None
+                assert reader.read() == b"question"
+                connection.sendall(b"first half\n")
+                assert client.stdout.readline() == b"first half\n"
+                still_runs(client)
+                connection.sendall(b"second half\n")
+            assert finish(client, None) == (b"second half\n", b"")
+            assert client.returncode == 0
+
+
+def test_a_raw_listener_without_input_takes_all_that_its_client_sends() -> None:
+    """In a script's background its standard input is /dev/null."""
+    with listening("--raw", "--linger", "0", "tcp://127.0.0.1:0", stdin=subprocess.DEVNULL) as (server, address):
+        with started("cat", "--raw", address) as client:
+            assert client.stdin is not None and server.stdout is not None
+            for line in (b"one\n", b"two\n"):
+                client.stdin.write(line)
+                client.stdin.flush()
+                assert server.stdout.readline() == line
+                still_runs(server)
+            assert finish(client, b"three\n") == (b"", b"")
+        assert finish(server, None)[0] == b"three\n"
+        assert client.returncode == 0 == server.returncode
+
+
+def test_a_listener_without_input_stays_where_no_end_can_be_told() -> None:
+    with listening("udp://127.0.0.1:0", stdin=subprocess.DEVNULL) as (server, address):
+        assert server.stdout is not None
+        with sync.connect(address) as channel:
+            for line in (b"one\n", b"two\n"):
+                channel.send(line)
+                assert server.stdout.readline() == line
+                still_runs(server)
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(PATIENCE) == -signal.SIGTERM
+
+
+def test_a_listener_without_input_leaves_after_the_silence_that_was_asked_for() -> None:
+    with listening("--linger", "0.2", "udp://127.0.0.1:0", stdin=subprocess.DEVNULL) as (server, address):
+        assert run("cat", address, stdin=b"said").returncode == 0
+        assert finish(server, None)[0] == b"said"
+        assert server.returncode == 0
+
+
 def test_keep_prints_the_lines_of_many_clients_whole() -> None:
     with listening("--keep", "--lines", "tcp://127.0.0.1:0", stdin=subprocess.DEVNULL) as (server, address):
         lines = [b"%d:%d:" % (number, line) + b"x" * 200 for number in range(3) for line in range(300)]

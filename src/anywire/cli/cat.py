@@ -28,6 +28,7 @@ from anywire.contract.options import size
 from anywire.contract.peer import Peer
 from anywire.contract.wire import known_schemes, wire_for
 
+LINGER = 0.5                        # seconds, as socat
 MESSAGE_WIRE_CHUNK = 8192           # bytes; datagrams and packets have small limits. socat's block size
 STREAM_WIRE_CHUNK = 65536
 
@@ -76,8 +77,10 @@ Examples:
 \b
 Standard input goes as messages: chunks as they come, or with --lines one message a line. Without
 --raw both sides must be anywire, and should agree on --lines. Its end is told to the peer, whose
-answers are printed until its own end. Status: 0, 1 if the connection failed or input was not
-delivered, 2 for a wrong command line.
+answers are printed until its own end. Where that can't be told, as on udp, all is over after
+--linger seconds of silence once the input has ended; but a listener whose input was empty stays
+until a signal or the wire's own limit (udp: -o idle_timeout=60), unless --linger is given.
+Status: 0, 1 if the connection failed or input was not delivered, 2 for a wrong command line.
 """
 )
 @click.argument("address", shell_complete=_complete_scheme)
@@ -89,8 +92,8 @@ delivered, 2 for a wrong command line.
 @click.option("-s", "--send-only", is_flag=True, help="Print nothing; end when standard input ends.")
 @click.option("-d", "--recv-only", is_flag=True, help="Don't read standard input.")
 @click.option("-w", "--wait", type=click.FloatRange(0), metavar="SECONDS", help="Wait for the listener or client.")
-@click.option("--linger", type=click.FloatRange(0), default=0.5, show_default=True, metavar="SECONDS",
-              help="On wires without half-close: listen so long after the end of input.")
+@click.option("--linger", type=click.FloatRange(0), metavar="SECONDS",
+              help="On wires without half-close: end after so long a silence, once the input has ended [default: 0.5].")
 @click.option("--chunk", type=Size(), metavar="SIZE", help="Largest message made of input [64KiB; 8KiB on udp].")
 @click.option("--max-message", type=Size(), metavar="SIZE", help="Largest message to receive [default: 16MiB].")
 @click.option("-o", "--option", "options", type=Option(), multiple=True, help="An option of the wire; repeatable.")
@@ -105,7 +108,7 @@ def cat(
     send_only: bool,
     recv_only: bool,
     wait: float | None,
-    linger: float,
+    linger: float | None,
     chunk: int | None,
     max_message: int | None,
     options: tuple[tuple[str, str], ...],
@@ -146,7 +149,13 @@ def cat(
 
     def one(channel: Any) -> None:
         say(f"connected: {channel.address}{_who(channel.peer)}")
-        pump = Pump(channel, framing, linger=linger, half_close=traits.promises("half_close") and not raw)
+        pump = Pump(
+            channel,
+            framing,
+            linger=LINGER if linger is None else linger,
+            half_close=channel.traits.promises("half_close"),
+            stays=listen and linger is None,
+        )
         try:
             if send_only:
                 pump.send_only()

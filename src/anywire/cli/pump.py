@@ -81,14 +81,22 @@ def batches(fd: int, framing: Framing, limit: int) -> Iterator[list[bytes]]:
 
 
 class Pump:
-    """One connection between standard input and output. `sent` and `received` count bytes of content."""
+    """One connection between standard input and output. `sent` and `received` count bytes of content.
 
-    def __init__(self, channel: Any, framing: Framing, *, linger: float, half_close: bool) -> None:
+    `half_close`: the end of the input is told to the peer, whose own end is then waited for. Without it nobody is told:
+    `linger` is the seconds of silence after which it is over, once the input has ended. `stays`: not so if the input
+    turns out to have been empty; then only the wire or a signal ends it."""
+
+    def __init__(
+        self, channel: Any, framing: Framing, *, linger: float, half_close: bool, stays: bool = False
+    ) -> None:
         self.channel = channel
         self.framing = framing
         self.linger = linger
         self.half_close = half_close
+        self.stays = stays
         self.sent = self.received = 0
+        self._had_input = False
         self._ended = threading.Event()         # no more input
         self._wake = os.eventfd(0)              # the same, for poll(2); one a process, closed by its end
         self._last_byte = 0.0                   # when input ended, or something came
@@ -161,6 +169,7 @@ class Pump:
     def _send_messages(self) -> None:
         channel, framing = self.channel, self.framing
         for batch in batches(INPUT, framing, 0 if framing.raw else channel.max_message):
+            self._had_input = True
             if framing.raw:
                 channel.write(batch[0])
             elif len(batch) == 1:
@@ -185,7 +194,8 @@ class Pump:
             except TimedOut:
                 if wait is None:
                     raise
-                if self._ended.is_set() and time.monotonic() - self._last_byte >= self.linger:
+                over = self._ended.is_set() and (self._had_input or not self.stays)
+                if over and time.monotonic() - self._last_byte >= self.linger:
                     return True
                 continue
             except ChannelClosed:
