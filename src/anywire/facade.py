@@ -21,22 +21,23 @@ from anywire.contract.address import Address
 from anywire.contract.channel import Channel
 from anywire.contract.driver import driver_for
 from anywire.contract.endpoint import MessageEndpoint
-from anywire.contract.errors import AnywireError, ChannelClosed, EndOfChannel, PeerLost, Refused, TimedOut
+from anywire.contract.errors import AnywireError, ChannelClosed, EndOfChannel, PeerLost, TimedOut
 from anywire.contract.handle import Handle
 from anywire.contract.peer import Peer
 from anywire.contract.stream import Stream
 from anywire.contract.wire import Acceptor
 from anywire.wires import establish
+from anywire.wires.establish import curable
 from anywire.wires.listening import Bound
 from anywire.wires.moving import attach_endpoint
 from anywire.wires.plan import (
     ATTACH_TIMEOUT,
     CONNECT_TIMEOUT,
-    CURABLE,
     HANDSHAKE_TIMEOUT,
     Plan,
     may_connect,
     plan_for,
+    refused_here,
     verdict_of,
 )
 
@@ -83,8 +84,11 @@ def connect(
     """Connect to `address`; gives a Channel.
 
     Parameters:
-        timeout: seconds for one attempt, None for ever.
-        wait: keep trying for this many seconds while nobody listens; None gives up at once.
+        timeout: seconds for all of it, with `wait` for `timeout + wait`: the name's look-up, connecting, the handshakes
+            and an `authorize` that is a coroutine function (a plain function can't be interrupted). None for ever.
+        wait: keep trying for this many seconds after what waiting may cure: nobody listens yet, the name or path is not
+            there yet, an attempt took too long or lost its peer, the system was short of something. What somebody who
+            answered refused (`Refused.answered`, BadFrame) is raised at once. None: the first failure is raised.
         max_message: largest message to receive, bytes (16 MiB where the wire has a limit of its own choosing).
         handshake_timeout: seconds that the other side may be silent before its preamble.
         authorize: asked with the Peer; False or a text refuses it. On one host the default is: same user, or root.
@@ -126,16 +130,20 @@ async def _connect(
     steps = establish.connect_steps(plan.wire, plan.address, plan.face, plan.options, wait)
     limit = None if timeout is None else timeout + (wait or 0)
     try:
-        async with asyncio.timeout(limit):
+        async with asyncio.timeout(limit) as limited:
             endpoint = await driver.run(steps)
+            try:
+                refusal = await _judge(authorize, endpoint, plan)
+            except BaseException:           # also the time-out, or the task's cancellation
+                endpoint.release()
+                raise
     except TimeoutError as error:
-        if isinstance(error, AnywireError):
+        if isinstance(error, AnywireError) or not limited.expired():
             raise
         raise TimedOut(limit or 0.0, address=str(plan.address), operation="connect") from None
-    refusal = await _judge(authorize, endpoint, plan)
     if refusal is not None:
         endpoint.release()
-        raise Refused(f"this side refused the peer: {refusal}", address=str(plan.address), operation="connect")
+        raise refused_here(plan, refusal)
     endpoint.count_connect()
     return kind(endpoint, driver)
 
@@ -157,12 +165,15 @@ async def connect_forever(
     """A channel, and after it is over the next one, for ever: `async for channel in connect_forever(...)`.
 
     Parameters: `backoff`: first and longest pause between attempts in seconds; pauses double and are jittered. The rest
-    as `connect`. Only what a later attempt may cure is retried (Refused, TimedOut, PeerLost, OSError)."""
+    as `connect`. Retried is what `wait` would retry; all else is raised, and the iteration is over: what somebody who
+    answered refused (`Refused.answered`), BadFrame, a missing file of this side."""
     pause = backoff[0]
     while True:
         try:
             channel = await connect(address, **options)
-        except CURABLE as error:
+        except (AnywireError, OSError) as error:
+            if not curable(error):
+                raise
             log.info("connect %s: %s; next attempt in about %.2f s", address, error, pause)
             await asyncio.sleep(pause * random.uniform(0.5, 1.0))
             pause = min(pause * 2, backoff[1])

@@ -52,6 +52,7 @@ async def test_nobody_listens(world: World) -> None:
     with pytest.raises(anywire.Refused) as caught:
         await world.connect(address)
     assert isinstance(caught.value, ConnectionRefusedError)
+    assert not caught.value.answered
     assert address.split("?")[0] in str(caught.value)
     assert time.monotonic() - started < 2
 
@@ -304,6 +305,82 @@ async def test_authorize_refuses_with_the_reason(world: World) -> None:
         assert not handled
         await echoes(await world.connect(address), b"now")
     assert len(seen) == 2
+
+
+@holds(WHO, framed, listening, two_way)
+async def test_waiting_does_not_ask_again_who_refused(world: World) -> None:
+    """Neither `wait` nor `connect_forever` repeats what somebody who answered refused."""
+    asked: list[Any] = []
+
+    def authorize(peer: Any) -> str:
+        asked.append(peer)
+        return "never"
+
+    async with echo_server(world, authorize=authorize) as (address, _handled):
+        with pytest.raises(anywire.Refused, match="never") as caught:
+            await world.connect(address, wait=3600)
+        assert caught.value.answered
+        options = world.dial_options({"backoff": (0.001, 0.001)})
+        with pytest.raises(anywire.Refused, match="never"):
+            async for channel in world.front.connect_forever(client_address(address), **options):
+                world.keep(channel)
+    assert len(asked) == 2
+
+
+@holds(WHO, listening, two_way, connected)
+async def test_this_sides_refusal_is_not_repeated_either(world: World) -> None:
+    async with echo_server(world) as (address, _handled):
+        options = world.dial_options({"backoff": (0.001, 0.001), "authorize": lambda peer: "not that one"})
+        with pytest.raises(anywire.Refused, match="this side refused the peer: not that one") as caught:
+            async for channel in world.front.connect_forever(client_address(address), **options):
+                world.keep(channel)
+        assert caught.value.answered
+
+
+@holds(WHO, listening, two_way, connected)
+async def test_an_authorize_that_fails_leaves_no_connection(world: World) -> None:
+    def authorize(peer: Any) -> bool:
+        raise ZeroDivisionError("on purpose")
+
+    listener = await world.listen()
+    accepting = asyncio.ensure_future(listener.accept())
+    with pytest.raises(ZeroDivisionError) as caught:
+        await world.connect(listener.addresses[0], authorize=authorize)
+    await _is_over(world.keep(await accepting))
+    assert caught.tb is not None  # the traceback, and all that its frames hold, was alive until here
+
+
+@holds(WHO, listening, two_way, connected, fronts=("async",))
+@pytest.mark.parametrize("how", ["timeout", "cancel"])
+async def test_an_authorize_that_takes_too_long_leaves_no_connection(world: World, how: str) -> None:
+    """`timeout` covers it, with `wait` too, and so does cancellation."""
+    asked, never = asyncio.Event(), asyncio.Event()
+
+    async def authorize(peer: Any) -> bool:
+        asked.set()
+        return await never.wait()
+
+    listener = await world.listen()
+    accepting = asyncio.ensure_future(listener.accept())
+    limits = {"timeout": 0.2, "wait": 0.1} if how == "timeout" else {}
+    connecting = asyncio.ensure_future(world.connect(listener.addresses[0], authorize=authorize, **limits))
+    await asked.wait()
+    if how == "cancel":
+        connecting.cancel()
+    await asyncio.wait([connecting])
+    accepted = world.keep(await accepting)
+    await _is_over(accepted)
+    if how == "cancel":
+        assert connecting.cancelled()
+    else:
+        error = connecting.exception()
+        assert isinstance(error, anywire.TimedOut) and error.operation == "connect", error
+        assert error.seconds == pytest.approx(0.3)
+
+
+async def _is_over(channel: Any) -> None:
+    error = await outcome(channel.recv())
+    assert isinstance(error, (anywire.EndOfChannel, anywire.PeerLost)), error
 
 
 @holds(WHO, listening, two_way, connected)

@@ -340,6 +340,29 @@ def test_options_that_can_not_work_are_refused_at_once(front: str, pems: Certifi
         listen("tls://127.0.0.1:0", cert=pems.server, key=str(locked))
 
 
+@pytest.mark.parametrize("option", ["ca", "cert", "key"])
+def test_a_file_that_is_missing_is_named_and_not_waited_for(
+    front: str, pems: Certificates, tmp_path: Path, option: str
+) -> None:
+    missing = str(tmp_path / "nowhere.pem")
+    files = {"ca": pems.ca, "cert": pems.client, "key": pems.client, option: missing}
+    with serving(echo, cert=pems.server) as address:
+        with pytest.raises(FileNotFoundError, match=f"connect tls://.*: {option}= .*{missing}") as caught:
+            dial(front, address, wait=60, **files)
+        assert caught.value.filename == missing
+        with pytest.raises(FileNotFoundError, match=missing):
+            next(sync.connect_forever(address, backoff=(0.001, 0.001), **files))
+
+
+def test_a_certificate_that_is_not_accepted_is_not_waited_for(front: str, pems: Certificates) -> None:
+    with serving(echo, cert=pems.server) as address:
+        with pytest.raises(anywire.Refused, match="certificate") as caught:
+            dial(front, address, wait=60)
+        assert caught.value.answered
+        with pytest.raises(anywire.Refused, match="certificate"):
+            next(sync.connect_forever(address, backoff=(0.001, 0.001)))
+
+
 def test_a_renewed_certificate_is_read_again(front: str, pems: Certificates, tmp_path: Path) -> None:
     current = tmp_path / "current.pem"
     for source, ok in ((pems.other, False), (pems.server, True)):

@@ -220,12 +220,26 @@ _START_FIRST = "start the listener first, or wait for it with connect(wait=secon
 
 
 class Refused(AnywireError, ConnectionRefusedError):
-    """Nobody listens there, or the peer refused this side; `reason` is the peer's or the kernel's."""
+    """Nobody listens there, or one side refused the other; `reason` is the kernel's, the peer's or this side's.
+
+    `answered`: False: nobody listens there now, which waiting may cure (`connect(wait=)` and `connect_forever` try
+    again). True: somebody answered, and waiting does not cure it: the peer refused (its `authorize`, another version),
+    a certificate was not accepted by either side, or this side's `authorize` refused.
+    """
 
     errno_of_class = errno.ECONNREFUSED
 
-    def __init__(self, reason: str = _NOBODY, *, address: object = "", operation: str = "", advice: str = "") -> None:
+    def __init__(
+        self,
+        reason: str = _NOBODY,
+        *,
+        address: object = "",
+        operation: str = "",
+        answered: bool = False,
+        advice: str = "",
+    ) -> None:
         self.reason = reason
+        self.answered = answered
         super().__init__(
             f"refused: {reason}",
             address=address,

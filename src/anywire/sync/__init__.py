@@ -20,22 +20,23 @@ from anywire.contract.address import Address
 from anywire.contract.blocking import Channel, Stream
 from anywire.contract.driver import run_blocking
 from anywire.contract.endpoint import MessageEndpoint
-from anywire.contract.errors import AnywireError, ChannelClosed, EndOfChannel, PeerLost, Refused, TimedOut
+from anywire.contract.errors import AnywireError, ChannelClosed, EndOfChannel, PeerLost, TimedOut
 from anywire.contract.handle import Handle
 from anywire.contract.peer import Peer
 from anywire.contract.waits import Steps
 from anywire.contract.wire import Acceptor
 from anywire.wires import establish
+from anywire.wires.establish import curable
 from anywire.wires.listening import Bound
 from anywire.wires.moving import attach_endpoint, pipe
 from anywire.wires.plan import (
     ATTACH_TIMEOUT,
     CONNECT_TIMEOUT,
-    CURABLE,
     HANDSHAKE_TIMEOUT,
     Plan,
     may_connect,
     plan_for,
+    refused_here,
     verdict_of,
 )
 
@@ -100,10 +101,14 @@ def _connect(plan: Plan, timeout: float | None, wait: float | None, authorize: A
         if error.operation:
             raise
         raise TimedOut(limit or 0.0, address=str(plan.address), operation="connect") from None
-    refusal = _judge(authorize, endpoint.peer)
+    try:
+        refusal = _judge(authorize, endpoint.peer)
+    except BaseException:
+        endpoint.release()
+        raise
     if refusal is not None:
         endpoint.release()
-        raise Refused(f"this side refused the peer: {refusal}", address=str(plan.address), operation="connect")
+        raise refused_here(plan, refusal)
     endpoint.count_connect()
     return endpoint
 
@@ -122,7 +127,9 @@ def connect_forever(
     while True:
         try:
             channel = connect(address, **options)
-        except CURABLE as error:
+        except (AnywireError, OSError) as error:
+            if not curable(error):
+                raise
             log.info("connect %s: %s; next attempt in about %.2f s", address, error, pause)
             time.sleep(pause * random.uniform(0.5, 1.0))
             pause = min(pause * 2, backoff[1])

@@ -217,7 +217,7 @@ cdef class TlsBytes(ByteEndpoint):
         text = (error.reason or "").replace("_", " ").lower()
         if " alert " in text:
             self.failure = Refused(f"the peer sent the TLS alert {text.partition(' alert ')[2]!r}",
-                                   address=str(self.address), operation="use", advice=advice_on(text))
+                                   address=str(self.address), operation="use", answered=True, advice=advice_on(text))
         else:
             self.fail_with(f"TLS failed: {text or error}")
         return copy.copy(self.failure)

@@ -2,9 +2,10 @@
 
 Called by the async and the blocking facade, which only differ in how they run these. Runs on the caller's thread.
 
-What can go wrong: nobody listens (`Refused`, retried while `wait` lasts), the other side is no anywire peer
-(`BadFrame`, at the first wrong byte), it says nothing (`TimedOut` after `handshake_timeout`), the process has no
-descriptors left (accepting pauses and goes on). Whatever fails, every descriptor opened here is closed here.
+What can go wrong: nobody listens (`Refused`; retried while `wait` lasts, as all that is `curable`), the other side is
+no anywire peer (`BadFrame`, at the first wrong byte), it says nothing (`TimedOut` after `handshake_timeout`), the
+process has no descriptors left (accepting pauses and goes on). Whatever fails, every descriptor opened here is closed
+here.
 """
 
 from __future__ import annotations
@@ -31,7 +32,13 @@ PASSING = {errno.ECONNABORTED, errno.EPROTO, errno.EINTR, errno.EAGAIN, errno.EP
 """accept(2): this one connection failed before we had it; the next may be well. After anything else (EMFILE, ENFILE,
 ENOBUFS, ENOMEM: nothing left for now, and the connection stays in the backlog) accepting pauses instead of spinning."""
 ABSENT = {errno.ECONNREFUSED, errno.ENOENT, errno.ENXIO, errno.EADDRNOTAVAIL, errno.ENETUNREACH, errno.EHOSTUNREACH}
-"""Nobody is there yet: what `wait=` retries."""
+"""connect(2): nobody is there yet. An error about a file that is not the address's own path is another matter."""
+TRANSIENT = {
+    *(errno.EAGAIN, errno.EINTR, errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM),
+    *(errno.ECONNREFUSED, errno.ECONNRESET, errno.ECONNABORTED, errno.EPIPE, errno.ETIMEDOUT),
+    *(errno.ENETDOWN, errno.ENETUNREACH, errno.ENETRESET, errno.EHOSTDOWN, errno.EHOSTUNREACH),
+}
+"""What the system can do nothing about just now: too little of something, or the way to the other host is cut."""
 
 
 def write_steps(below: ByteEndpoint, data: bytes) -> Steps[None]:
@@ -102,7 +109,7 @@ def greet_steps(below: ByteEndpoint, options: Mapping[str, Any], address: Addres
             return framed(below, None, options, address)
         peer = yield from read_preamble_steps(below, options["handshake_timeout"], "connect")
         if peer.refusal is not None:
-            raise Refused(peer.refusal, address=str(address), operation="connect")
+            raise Refused(peer.refusal, address=str(address), operation="connect", answered=True)
         return framed(below, peer, options, address)
     except OSError as error:
         below.release()
@@ -140,36 +147,61 @@ def no_stream(address: Address) -> Unsupported:
 def connect_steps(
     wire: Wire, address: Address, face: str, options: Mapping[str, Any], wait: float | None
 ) -> Steps[MessageEndpoint]:
-    """Connect; while nobody is there, try again for `wait` seconds (first soon, then every half second)."""
+    """Connect; after what is `curable`, try again for `wait` seconds (first soon, then every half second)."""
     begun = time.monotonic()
     deadline = None if wait is None else begun + wait
     pause = 0.01
     while True:
         try:
             return (yield from dial_steps(wire, address, face, options))
-        except Refused as error:
-            refused = error
-        except socket.gaierror as error:
-            refused = Refused(f"the name was not found: {error.strerror}", address=str(address), operation="connect")
-        except AnywireError:
-            raise
-        except OSError as error:
-            if error.errno == errno.ETIMEDOUT:  # the kernel's own patience, of minutes, was shorter than the caller's
-                raise TimedOut(time.monotonic() - begun, address=str(address), operation="connect") from error
-            if error.errno not in ABSENT:
-                if error.errno is None or str(address) in str(error):
-                    raise
-                raise type(error)(error.errno, f"connect {address}: {error.strerror}") from error
-            refused = Refused(
-                f"nobody listens there ({error.strerror})",
-                address=str(address),
-                operation="connect",
-                advice="start the server first, or pass wait=SECONDS",
-            )
-        if deadline is None or time.monotonic() + pause > deadline:
-            raise refused
+        except (AnywireError, OSError) as error:
+            failure = explained(error, address, begun)
+        if deadline is None or not curable(failure) or time.monotonic() + pause > deadline:
+            try:
+                raise failure
+            finally:
+                del failure  # its traceback holds this frame
         yield Wait([], pause)
         pause = min(pause * 1.6, 0.5)
+
+
+def explained(error: Exception, address: Address, begun: float) -> Exception:
+    """The error of an attempt that began at `begun` (time.monotonic), as an AnywireError or naming the address."""
+    if isinstance(error, AnywireError) or not isinstance(error, OSError):
+        return error
+    if isinstance(error, socket.gaierror):
+        return Refused(f"the name was not found: {error.strerror}", address=str(address), operation="connect")
+    if error.errno == errno.ETIMEDOUT:  # the kernel's own patience, of minutes, was shorter than the caller's
+        late = TimedOut(time.monotonic() - begun, address=str(address), operation="connect")
+        late.__cause__ = error
+        return late
+    about_another_file = error.filename is not None and error.filename != address.path
+    if error.errno in ABSENT and not about_another_file:
+        return Refused(
+            f"nobody listens there ({error.strerror})",
+            address=str(address),
+            operation="connect",
+            advice="start the server first, or pass wait=SECONDS",
+        )
+    if error.errno is None or str(address) in str(error):
+        return error
+    what = f"connect {address}: {error.strerror}"
+    named = type(error)(error.errno, what) if error.filename is None else type(error)(error.errno, what, error.filename)
+    named.__cause__ = error
+    return named
+
+
+def curable(error: Exception) -> bool:
+    """Whether another attempt to connect may succeed although nobody changes anything on this side.
+
+    Nobody listens there yet (or the name or path is not there yet), it took too long, the peer was lost while the
+    connection was made, or the system was short of something. Not: a refusal by somebody who answered, a peer that
+    speaks something else (BadFrame), a file of this side that is missing, a permission that is denied."""
+    if isinstance(error, Refused):
+        return not error.answered
+    if isinstance(error, AnywireError):
+        return isinstance(error, (TimedOut, PeerLost))
+    return isinstance(error, OSError) and error.errno in TRANSIENT
 
 
 NO_TURN = contextlib.nullcontext()

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from anywire.contract.address import Address
-from anywire.contract.errors import AddressError, PeerLost, Refused, TimedOut
+from anywire.contract.errors import AddressError, Refused
 from anywire.contract.options import Side, resolve_options, shaped
 from anywire.contract.peer import Peer
 from anywire.contract.wire import Acceptor, Wire, wire_for
@@ -23,8 +23,6 @@ HANDSHAKE_TIMEOUT = 5.0
 ATTACH_TIMEOUT = 60.0
 """Seconds for a pipe's other end to be attached: a child may have much to import first."""
 MAX_MESSAGE = 16 << 20
-CURABLE = (Refused, TimedOut, PeerLost, ConnectionError, FileNotFoundError)
-"""What made one attempt to connect fail and may let the next one succeed."""
 
 
 @dataclass(frozen=True)
@@ -112,3 +110,9 @@ def verdict_of(answer: bool | str | None) -> str | None:
     if isinstance(answer, str):
         return answer or "not authorized"
     raise TypeError(f"authorize() must return True, None, False or a reason, not {answer!r}")
+
+
+def refused_here(plan: Plan, why: str) -> Refused:
+    """The error of a connect whose `authorize`, or the default rule, refused the peer."""
+    what = f"this side refused the peer: {why}"
+    return Refused(what, address=str(plan.address), operation="connect", answered=True)

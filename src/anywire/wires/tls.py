@@ -67,6 +67,14 @@ def _stamp(*files: str | None) -> tuple[int, ...]:
     return tuple(os.stat(file).st_mtime_ns for file in files if file is not None)
 
 
+def _about_file(error: OSError, options: Mapping[str, Any], address: Address, side: Side) -> OSError:
+    """The same error with the address, the option and the file. OpenSSL doesn't say which: then all are named."""
+    given = {name: options[name] for name in ("ca", "cert", "key") if options[name] is not None}
+    guilty = {name: file for name, file in given.items() if file == error.filename} or given
+    what = f"{side} {address}: {', '.join(f'{name}=' for name in guilty)} {error.strerror}"
+    return type(error)(error.errno, what, ", ".join(guilty.values()))
+
+
 @functools.lru_cache(maxsize=16)
 def _context(
     side: Side,
@@ -119,6 +127,8 @@ def context_for(side: Side, options: Mapping[str, Any], address: Address) -> ssl
     except ssl.SSLError as error:
         named = ", ".join(file for file in (authorities, cert, key) if file)
         raise ValueError(f"{address}: OpenSSL can't use {named}: {error.reason or error}") from error
+    except OSError as error:
+        raise _about_file(error, options, address, side) from None
 
 
 def handshake_steps(below: TlsBytes, timeout: float, operation: str) -> Steps[TlsBytes]:
@@ -178,6 +188,7 @@ def explain(error: ssl.SSLError, below: TlsBytes, operation: str) -> OSError:
             f"the peer's certificate was not accepted: {error.verify_message or error.reason or error}",
             address=below.address,
             operation=operation,
+            answered=True,
             advice=ADVICE.get(error.verify_code, TRUST),
         )
     if below.first and not is_tls(below.first):
@@ -192,6 +203,7 @@ def explain(error: ssl.SSLError, below: TlsBytes, operation: str) -> OSError:
         f"the TLS handshake failed: {(error.reason or str(error)).replace('_', ' ').lower()}",
         address=below.address,
         operation=operation,
+        answered=True,
     )
 
 
