@@ -40,6 +40,10 @@ def connected(setup: Setup) -> bool:
     return setup.promise.connection
 
 
+def connectionless(setup: Setup) -> bool:
+    return not setup.promise.connection
+
+
 def listening(setup: Setup) -> bool:
     return setup.shape == "listener"
 

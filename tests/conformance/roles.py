@@ -8,6 +8,7 @@ that, so a message that lost, doubled or mixed up bytes is told from a whole one
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import gc
 import hashlib
@@ -21,7 +22,8 @@ import struct
 import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -93,12 +95,17 @@ def dial_outcome(peer: PeerSide, address: str, **options: Any) -> dict[str, Any]
 
 
 def use_pipe(peer: PeerSide, stream: bool = False, **options: Any) -> None:
-    """Open the pipe end whose descriptors came with the peer: (read, write), or (read,) or (write,)."""
+    """Open the pipe end whose descriptors came with the peer."""
+    dial(peer, _pipe_address(peer), stream=stream, **options)
+
+
+def _pipe_address(peer: PeerSide) -> str:
+    """The pipe end whose descriptors came with the peer: (read, write), or (read,) or (write,)."""
     parts = []
     for fd in peer.fds:
         readable = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY
         parts.append(f"{'read' if readable else 'write'}={fd}")
-    dial(peer, "pipe:?" + "&".join(parts), stream=stream, **options)
+    return "pipe:?" + "&".join(parts)
 
 
 def become(peer: PeerSide, uid: int) -> None:
@@ -306,54 +313,94 @@ def read_runs(peer: PeerSide) -> list[tuple[int, int]]:
 
 
 def fork_with_a_channel(
-    peer: PeerSide, address: str, front: str, options: dict[str, Any]
+    peer: PeerSide, address: str, front: str, options: dict[str, Any], two_way: bool, announced: bool
 ) -> tuple[dict[str, str], bytes]:
-    """Open both ends here, fork, use one in the child: the name of each call's error; a message from the parent."""
+    """Open both ends here, fork, use them in the child: the name of each call's error; a message from the parent.
+
+    On a one-way wire the child sends with one end and receives with the other."""
     if front == "blocking":
-        with anywire.sync.listen(address) as listener:
-            dialed: queue.SimpleQueue[Any] = queue.SimpleQueue()
-            target = client_address(listener.addresses[0])
-            dialing = threading.Thread(target=lambda: dialed.put(anywire.sync.connect(target, **options)))
-            dialing.start()
-            other = listener.accept(timeout=10)
-            dialing.join()
-            channel = dialed.get(timeout=10)
-            refused = _in_a_child(lambda: {name: _error_of(call) for name, call in _calls(channel).items()})
+        with _both_ends(address, options, two_way, announced) as (channel, other):
+            calls = _calls(channel, channel if two_way else other)
+            refused = _in_a_child(lambda: {name: _error_of(call) for name, call in calls.items()})
             channel.send(b"the parent goes on")
-            after = other.recv(timeout=10)
-            channel.abort()
-            other.abort()
-            return refused, after
+            return refused, other.recv(timeout=10)
 
     async def main() -> tuple[dict[str, str], bytes]:
-        async with anywire.listen(address) as listener:
-            dialing = asyncio.ensure_future(_connect(client_address(listener.addresses[0]), options))
-            other = await listener.accept()
-            channel = await dialing
+        async with _both_ends_async(address, options, two_way, announced) as (channel, other):
+            calls = _calls(channel, channel if two_way else other)
             refused = _in_a_child(
-                lambda: {name: _error_of(lambda call=call: _step(call())) for name, call in _calls(channel).items()}
+                lambda: {name: _error_of(lambda call=call: _step(call())) for name, call in calls.items()}
             )
             await channel.send(b"the parent goes on")
-            after = await other.recv()
-            channel.abort()
-            other.abort()
-            return refused, after
+            return refused, await other.recv()
 
     return asyncio.run(main())
+
+
+@contextlib.contextmanager
+def _both_ends(address: str, options: dict[str, Any], two_way: bool, announced: bool) -> Iterator[tuple[Any, Any]]:
+    """Both ends of a connection in this process; the first sends."""
+    with contextlib.ExitStack() as stack:
+        if address.startswith("pipe:"):
+            here, there = anywire.sync.pipe(duplex=two_way)  # one way: the writing end first
+            accept, connect = partial(anywire.sync.attach, there), partial(anywire.sync.attach, here)
+        else:
+            listener = stack.enter_context(anywire.sync.listen(address))
+            accept = partial(listener.accept, timeout=10)
+            connect = partial(anywire.sync.connect, client_address(listener.addresses[0]), **options)
+        dialed: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+        def dial() -> None:
+            channel = connect()
+            if not announced:
+                channel.send(b"it is me")
+            dialed.put(channel)
+
+        dialing = threading.Thread(target=dial)
+        dialing.start()
+        other = accept()
+        stack.callback(other.abort)
+        dialing.join()
+        channel = dialed.get(timeout=10)
+        stack.callback(channel.abort)
+        if not announced:
+            assert other.recv(timeout=10) == b"it is me"
+        yield channel, other
+
+
+@contextlib.asynccontextmanager
+async def _both_ends_async(
+    address: str, options: dict[str, Any], two_way: bool, announced: bool
+) -> AsyncIterator[tuple[Any, Any]]:
+    async with contextlib.AsyncExitStack() as stack:
+        if address.startswith("pipe:"):
+            channel, other = await asyncio.gather(*map(anywire.attach, anywire.pipe(duplex=two_way)))
+        else:
+            listener = await stack.enter_async_context(anywire.listen(address))
+            dialing = asyncio.ensure_future(_connect(client_address(listener.addresses[0]), options))
+            if not announced:
+                await (await dialing).send(b"it is me")
+            other = await listener.accept()
+            channel = await dialing
+        stack.callback(other.abort)
+        stack.callback(channel.abort)
+        if not announced:
+            assert await other.recv() == b"it is me"
+        yield channel, other
 
 
 async def _connect(address: str, options: dict[str, Any]) -> Any:
     return await anywire.connect(address, **options)
 
 
-def _calls(channel: Any) -> dict[str, Callable[[], Any]]:
+def _calls(sender: Any, receiver: Any) -> dict[str, Callable[[], Any]]:
     return {
-        "send": lambda: channel.send(b"x"),
-        "try_send": lambda: channel.try_send(b"x"),
-        "send_many": lambda: channel.send_many([b"x"]),
-        "recv": lambda: channel.recv(),
-        "recv_into": lambda: channel.recv_into(bytearray(10)),
-        "recv_many": lambda: channel.recv_many(),
+        "send": lambda: sender.send(b"x"),
+        "try_send": lambda: sender.try_send(b"x"),
+        "send_many": lambda: sender.send_many([b"x"]),
+        "recv": lambda: receiver.recv(),
+        "recv_into": lambda: receiver.recv_into(bytearray(10)),
+        "recv_many": lambda: receiver.recv_many(),
     }
 
 
@@ -390,6 +437,8 @@ def _in_a_child(function: Callable[[], Any]) -> Any:
 
 def dial_fork_and_send(peer: PeerSide, address: str, front: str, options: dict[str, Any]) -> int:
     """Connect, let a forked child exit with the channel in its memory, then send. The child drops the channel first."""
+    if address == "pipe:":
+        address = _pipe_address(peer)
     holder: list[Any] = []
 
     def child() -> int:

@@ -14,7 +14,7 @@ import pytest
 import anywire
 
 from . import roles
-from .marks import connected, credentials, framed, holds, listening, processes, two_way, wire
+from .marks import connected, connectionless, credentials, framed, holds, listening, processes, two_way, wire
 from .test_strangers import echo_server, echoes
 from .wires import client_address
 from .world import World, outcome
@@ -399,7 +399,30 @@ async def test_authorize_by_yes_and_no(world: World) -> None:
         assert len(handled) == 1
 
 
-@holds(WHO, listening, two_way, connected, fronts=("async",))
+@holds(WHO, listening, two_way, connectionless)
+async def test_authorize_decides_at_the_first_message(world: World) -> None:
+    """Whoever is refused gets no answer, and neither handler nor others notice; who is admitted is asked about once."""
+    seen: list[Any] = []
+
+    def authorize(peer: Any) -> bool:
+        seen.append(peer)
+        return peer.address != seen[0].address
+
+    async with echo_server(world, authorize=authorize) as (address, handled):
+        refused, admitted = await world.connect(address), await world.connect(address)
+        await refused.send(b"let me in")
+        await world.until(lambda: seen)
+        await echoes(admitted, b"now")
+        await refused.send(b"and again")
+        await world.until(lambda: len(seen) == 3)
+        await echoes(admitted, b"still here")
+        with pytest.raises(anywire.TimedOut):
+            await refused.recv(timeout=0.01)
+        assert len(handled) == 1
+        assert [peer.address == seen[0].address for peer in seen] == [True, False, True]
+
+
+@holds(WHO, listening, two_way, fronts=("async",))
 async def test_authorize_may_be_a_coroutine(world: World) -> None:
     async def authorize(peer: Any) -> bool:
         await asyncio.sleep(0)

@@ -159,17 +159,33 @@ class World:
     async def _open_pair(
         self, direction: str, stream: bool, theirs: dict[str, Any], options: dict[str, Any]
     ) -> tuple[Any, Peer]:
+        address, peer = await self._pair(direction)
+        opening = peer.start(roles.use_pipe, stream=stream, **theirs)
+        connect = self.front.connect_stream if stream else self.front.connect
+        channel = self.keep(await connect(address, **options))
+        await opening
+        return channel, peer
+
+    async def _pair(self, direction: str) -> tuple[Any, Peer]:
+        """Our end's address of a new pipe, and a peer that has the other end's descriptors."""
         first, second = anywire.pipe(duplex=self.setup.two_way)
         reader, writer = (first, second) if str(first.address).find("read=") >= 0 else (second, first)
         ours, other = (reader, writer) if direction == "receive" else (writer, reader)
         with other:
             peer = await self.peer(fds=list(other.fds))
         ours.take()
-        opening = peer.start(roles.use_pipe, stream=stream, **theirs)
-        connect = self.front.connect_stream if stream else self.front.connect
-        channel = self.keep(await connect(ours.address, **options))
-        await opening
-        return channel, peer
+        return ours.address, peer
+
+    async def opened_by(self, role: Any, *args: Any) -> tuple[Any, Peer, asyncio.Future[Any]]:
+        """A receiving channel under test that a peer opens in `role(address, *args, options)`; that call's future."""
+        if self.setup.shape == "pair":
+            address, peer = await self._pair("receive")
+            calling = peer.start(role, "pipe:", *args, {})
+            return self.keep(await self.front.connect(address)), peer, calling
+        listener = await self.listen()
+        peer = await self.peer()
+        calling = peer.start(role, client_address(listener.addresses[0]), *args, self.dial_options({}))
+        return self.keep(await listener.accept()), peer, calling
 
     # -- raw peers ---
 
