@@ -221,17 +221,22 @@ def _accept_one(
 
 
 def _serve_many(address: Address, framing: Framing, keywords: Mapping[str, Any], say: Any) -> None:
-    gone = threading.Event()
+    over = threading.Event()
+    failures: list[Exception] = []
     whole = threading.Lock()
 
     def handle(channel: Any) -> None:
         say(f"connected: {channel.address}{_who(channel.peer)}")
         try:
             for message in channel:
-                with whole:
-                    write_all(OUTPUT, message + framing.separator)
-        except OutputGone:
-            gone.set()
+                try:
+                    with whole:
+                        write_all(OUTPUT, message + framing.separator)
+                except (OutputGone, OSError) as failure:    # for all clients: the next message would be lost too
+                    failures.append(failure)
+                    channel.abort()                         # its client must not take this for delivered
+                    over.set()
+                    return
         except AnywireError as error:
             say(str(error))
 
@@ -239,7 +244,7 @@ def _serve_many(address: Address, framing: Framing, keywords: Mapping[str, Any],
     server.start()
     try:
         _say_where(address, server.addresses[0], say)
-        gone.wait()
-        raise OutputGone
+        over.wait()
+        raise failures[0]
     finally:
         server.abort()

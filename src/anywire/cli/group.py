@@ -7,6 +7,7 @@ Owns: the table of commands, each imported when it is used (`anywire cat` starts
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import Any
 
 import click
@@ -120,4 +121,8 @@ def completion(shell: str) -> None:
 
 def run() -> None:
     """Run the command line; ends the process."""
-    group(prog_name="anywire")
+    try:
+        group(prog_name="anywire")
+    except OSError as error:                    # printing --version or --help failed: click does that before `invoke`
+        Failure(_in_words(error)).show()
+        sys.exit(1)

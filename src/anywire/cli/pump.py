@@ -38,7 +38,7 @@ class Framing:
 
 
 def write_all(fd: int, data: bytes) -> None:
-    """Write all of `data`, also to a descriptor that somebody made non-blocking. Raises OutputGone."""
+    """Write all of `data`, also to a descriptor that somebody made non-blocking. Raises OutputGone, or OSError."""
     view = memoryview(data)
     while view:
         try:
@@ -47,6 +47,12 @@ def write_all(fd: int, data: bytes) -> None:
             select.select([], [fd], [])
         except BrokenPipeError:
             raise OutputGone from None
+        except OSError as error:
+            raise _of(error, "standard output") from None
+
+
+def _of(error: OSError, name: str) -> OSError:
+    return OSError(error.errno, error.strerror, name)
 
 
 def _read(fd: int, size: int) -> bytes:
@@ -55,6 +61,8 @@ def _read(fd: int, size: int) -> bytes:
             return os.read(fd, size)
         except BlockingIOError:
             select.select([fd], [], [])
+        except OSError as error:
+            raise _of(error, "standard input") from None
 
 
 def batches(fd: int, framing: Framing, limit: int) -> Iterator[list[bytes]]:
