@@ -1,6 +1,6 @@
 """What is left of twelve thousand connections, on each wire and front.
 
-    python evidence/leaks.py [--cycles 12000] [--wires inproc,unix,seqpacket,fifo,tcp,tls,udp,pipe]
+    python evidence/leaks.py [--cycles 12000] [--wires inproc,unix,fifo-many,tcp]
 
 Runs `tests/native/leak_cycles.py`, which uses and ends connections in a dozen ways: politely, by abort, cancellation,
 time-out, refusal. The table shows what one process, which holds both sides, held more at the end than after its
@@ -23,6 +23,8 @@ ADDRESSES = {
     "unix": f"unix:@anywire-leaks-{os.getpid()}",
     "seqpacket": f"unix:@anywire-leaks-{os.getpid()}?type=seqpacket",
     "fifo": "fifo://{directory}/leaks?reply=true",
+    "fifo-one-way": "fifo://{directory}/leaks",
+    "fifo-many": "fifo://{directory}/leaks?writers=many",
     "tcp": "tcp://127.0.0.1:0",
     "tls": "tls://127.0.0.1:0",
     "udp": "udp",
@@ -37,7 +39,7 @@ def main() -> None:
     options.add_argument("--wires", default=",".join(ADDRESSES))
     chosen = options.parse_args()
     print(f"{chosen.cycles} connections each: objects of Python, bytes of malloc, resident bytes, descriptors\n")
-    print(f"{'wire':10}{'front':10}{'objects':>9}{'malloc':>10}{'resident':>12}{'fds':>6}{'threads':>9}")
+    print(f"{'wire':14}{'front':10}{'objects':>9}{'malloc':>10}{'resident':>12}{'fds':>6}{'threads':>9}")
     failed = False
     for wire in chosen.wires.split(","):
         for front in ("async", "blocking"):
@@ -60,7 +62,7 @@ def main() -> None:
             failed |= fds != 0 or sums["threads"] > 0 or sums["objects"] > chosen.cycles // 10
             failed |= sums["malloced"] > 2 << 20 or sums["resident"] > 16 << 20
             numbers = f"{sums['objects']:9}{sums['malloced']:10}{sums['resident']:12}{fds:6}{sums['threads']:9}"
-            print(f"{wire:10}{front:10}{numbers}", flush=True)
+            print(f"{wire:14}{front:10}{numbers}", flush=True)
     sys.exit(failed)
 
 

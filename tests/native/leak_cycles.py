@@ -105,6 +105,13 @@ def other(wire: str) -> str:
     return wire if path.startswith(("tcp:", "tls:")) else f"{path}-bytes{question}{options}"
 
 
+def pair_of(wire: str) -> str:
+    """The key in PAIRS of a wire whose cycles make both ends anew; "" for those that have a server for all cycles."""
+    if wire.startswith("fifo:") and "reply=true" not in wire:
+        return "fifo-many" if "writers=many" in wire else "fifo-one-way"
+    return wire if wire in ("pipe", "udp") else ""
+
+
 Options = dict[str, Any]
 
 
@@ -232,19 +239,23 @@ async def forget_cancelled_timers() -> None:
     raise AssertionError("the loop keeps its cancelled timers")
 
 
-async def a_pipe() -> None:
+async def a_cancelled(operation: Awaitable[Any]) -> None:
+    task = asyncio.ensure_future(operation)
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def a_pipe(wire: str) -> None:
     ours, theirs = await asyncio.gather(*map(anywire.attach, anywire.pipe()))
     receiving = asyncio.ensure_future(theirs.recv())
     await ours.send(LARGE)
     assert len(await receiving) == len(LARGE)
-    receiving = asyncio.ensure_future(theirs.recv())
-    await asyncio.sleep(0)
-    receiving.cancel()
-    await asyncio.gather(receiving, return_exceptions=True)
+    await a_cancelled(theirs.recv())
     await asyncio.gather(ours.close(), theirs.close())
 
 
-async def a_lost_pipe() -> None:
+async def a_lost_pipe(wire: str) -> None:
     ours, theirs = await asyncio.gather(*map(anywire.attach, anywire.pipe()))
     await ours.send(b"never read")
     ours.abort()
@@ -254,7 +265,7 @@ async def a_lost_pipe() -> None:
     theirs.abort()
 
 
-async def a_datagrams() -> None:
+async def a_datagrams(wire: str) -> None:
     async with anywire.serve(async_echo, "udp://127.0.0.1:0") as server:
         channel = await anywire.connect(server.addresses[0])
         await channel.send_many([b"a", b"b"])
@@ -269,19 +280,95 @@ async def a_datagrams() -> None:
         await server.abort()
 
 
-# Both sides in each cycle: a pipe is one connection, and a datagram socket never says that it has gone.
-ASYNC_PAIRS = {"pipe": [a_pipe, a_lost_pipe], "udp": [a_datagrams]}
+async def a_writer(wire: str) -> None:
+    async with (
+        anywire.listen(wire) as listener,
+        anywire.connect(listener.addresses[0]) as writer,
+        await listener.accept() as reader,
+    ):
+        sending = asyncio.ensure_future(writer.send(LARGE))
+        assert len(await reader.recv()) == len(LARGE)
+        await sending
+        await a_cancelled(reader.recv())
+        await writer.send_many([b"a", b"b"])
+        assert await reader.recv_into(bytearray(1)) == 1
+        closing = asyncio.ensure_future(writer.close())
+        assert [message async for message in reader] == [b"b"]
+        await closing
+    with contextlib.suppress(anywire.Refused):
+        await anywire.connect(wire)
+
+
+async def a_lost_writer(wire: str) -> None:
+    async with anywire.listen(wire) as listener:
+        writer = await anywire.connect(listener.addresses[0])
+        reader = await listener.accept()
+        await a_cancelled(writer.send(MORE_THAN_FITS))
+        writer.abort()
+        with contextlib.suppress(anywire.PeerLost):
+            await reader.recv()
+        reader.abort()
+        writer = await anywire.connect(listener.addresses[0])    # its FIFO goes with the listener
+        writer.abort()
+
+
+async def a_writer_of_bytes(wire: str) -> None:
+    async with anywire.listen_stream(wire) as listener:
+        async with anywire.connect_stream(listener.addresses[0]) as writer:
+            await writer.write(b"line\nrest")
+            reader = await listener.accept()
+        async with reader:
+            assert await reader.read_until(b"\n") == b"line\n"
+            assert [chunk async for chunk in reader] == [b"rest"]
+
+
+async def a_crowd(wire: str) -> None:
+    """Two writers; the reader is one for all."""
+    async with anywire.listen(wire) as listener:
+        first, second = [await anywire.connect(listener.addresses[0]) for _ in range(2)]
+        async with await listener.accept() as reader:
+            await first.send_many([b"a", b"b"])
+            await second.send(b"c")
+            assert sorted([await reader.recv(), *await reader.recv_many()]) == [b"a", b"b", b"c"]
+            sending = asyncio.ensure_future(second.send(LARGE))
+            assert len(await reader.recv()) == len(LARGE)
+            await sending
+            await a_cancelled(reader.recv())
+            await asyncio.gather(first.close(), second.close())
+
+
+async def a_lost_crowd(wire: str) -> None:
+    """One is cancelled in mid-message and goes, one sends what is never read, and the next reader finds the rest."""
+    async with anywire.listen(wire) as listener:
+        first, second = [await anywire.connect(listener.addresses[0]) for _ in range(2)]
+        await second.send(b"whole")
+        await a_cancelled(first.send(MORE_THAN_FITS))
+        first.abort()
+        reader = await listener.accept()
+        assert await reader.recv() == b"whole"
+        reader.abort()
+        second.abort()
+
+
+# Both sides in each cycle: a pipe is one connection, one way nothing says that the other end has done its part, and a
+# datagram socket never says that it has gone.
+ASYNC_PAIRS = {
+    "pipe": [a_pipe, a_lost_pipe],
+    "udp": [a_datagrams],
+    "fifo-one-way": [a_writer, a_lost_writer, a_writer_of_bytes],
+    "fifo-many": [a_crowd, a_lost_crowd],
+}
 
 
 async def async_pairs(wire: str, cycles: int, watch: Watch) -> None:
-    ways = ASYNC_PAIRS[wire]
+    ways = ASYNC_PAIRS[pair_of(wire)]
     for way in ways:
-        for many in (WARM_UP, cycles // len(ways) // 2, cycles // len(ways)):
+        for turn, many in enumerate((WARM_UP, cycles // len(ways) // 2, cycles // len(ways))):
             for _ in range(many):
-                await way()
+                await way(wire)
                 await asyncio.sleep(0)
             await forget_cancelled_timers()
-            if many != WARM_UP:
+            if turn:
                 watch(way.__name__)
 
 
@@ -416,7 +503,7 @@ def both_ends() -> tuple[sync.Channel, sync.Channel]:
         return sync.attach(ours), there.result()
 
 
-def pipe() -> None:
+def pipe(wire: str) -> None:
     ours, theirs = both_ends()
     with contextlib.suppress(anywire.TimedOut):
         theirs.recv(timeout=0)
@@ -429,7 +516,7 @@ def pipe() -> None:
         closing.result()
 
 
-def lost_pipe() -> None:
+def lost_pipe(wire: str) -> None:
     ours, theirs = both_ends()
     ours.send(b"never read")
     ours.abort()
@@ -439,7 +526,7 @@ def lost_pipe() -> None:
     theirs.abort()
 
 
-def datagrams() -> None:
+def datagrams(wire: str) -> None:
     with sync.serve(echo, "udp://127.0.0.1:0") as server:
         channel = sync.connect(server.addresses[0])
         channel.send_many([b"a", b"b"])
@@ -454,19 +541,98 @@ def datagrams() -> None:
         server.abort()
 
 
-PAIRS = {"pipe": [pipe, lost_pipe], "udp": [datagrams]}
+def writer(wire: str) -> None:
+    with (
+        ThreadPoolExecutor(1) as other,
+        sync.listen(wire) as listener,
+        sync.connect(listener.addresses[0]) as there,
+        listener.accept() as reader,
+    ):
+        sending = other.submit(there.send, LARGE)
+        assert len(reader.recv()) == len(LARGE)
+        sending.result()
+        with contextlib.suppress(anywire.TimedOut):
+            reader.recv(timeout=0)
+        there.send_many([b"a", b"b"])
+        assert reader.recv_into(bytearray(1)) == 1
+        closing = other.submit(there.close)
+        assert list(reader) == [b"b"]
+        closing.result()
+    with contextlib.suppress(anywire.Refused):
+        sync.connect(wire)
+
+
+def lost_writer(wire: str) -> None:
+    with sync.listen(wire) as listener:
+        there = sync.connect(listener.addresses[0])
+        reader = listener.accept()
+        with contextlib.suppress(anywire.TimedOut):
+            there.send(MORE_THAN_FITS, timeout=0)
+        there.abort()
+        with contextlib.suppress(anywire.PeerLost):
+            reader.recv()
+        reader.abort()
+        there = sync.connect(listener.addresses[0])     # its FIFO goes with the listener
+        there.abort()
+
+
+def writer_of_bytes(wire: str) -> None:
+    with sync.listen_stream(wire) as listener:
+        there = sync.connect_stream(listener.addresses[0])
+        there.write(b"line\nrest")
+        with listener.accept() as reader:
+            there.abort()
+            assert reader.read_until(b"\n") == b"line\n"
+            assert list(reader) == [b"rest"]
+
+
+def crowd(wire: str) -> None:
+    with ThreadPoolExecutor(1) as other, sync.listen(wire) as listener:
+        first, second = [sync.connect(listener.addresses[0]) for _ in range(2)]
+        with listener.accept() as reader:
+            first.send_many([b"a", b"b"])
+            second.send(b"c")
+            assert sorted([reader.recv(), *reader.recv_many()]) == [b"a", b"b", b"c"]
+            sending = other.submit(second.send, LARGE)
+            assert len(reader.recv()) == len(LARGE)
+            sending.result()
+            with contextlib.suppress(anywire.TimedOut):
+                reader.recv(timeout=0)
+            first.close()
+            second.close()
+
+
+def lost_crowd(wire: str) -> None:
+    with sync.listen(wire) as listener:
+        first, second = [sync.connect(listener.addresses[0]) for _ in range(2)]
+        second.send(b"whole")
+        with contextlib.suppress(anywire.TimedOut):
+            first.send(MORE_THAN_FITS, timeout=0)
+        first.abort()
+        reader = listener.accept()
+        assert reader.recv() == b"whole"
+        reader.abort()
+        second.abort()
+
+
+PAIRS = {
+    "pipe": [pipe, lost_pipe],
+    "udp": [datagrams],
+    "fifo-one-way": [writer, lost_writer, writer_of_bytes],
+    "fifo-many": [crowd, lost_crowd],
+}
 
 
 def blocking_pairs(wire: str, cycles: int, watch: Watch) -> None:
-    ways = PAIRS[wire]
+    ways = PAIRS[pair_of(wire)]
     steady = threading.active_count()
     for way in ways:
-        for many in (WARM_UP, cycles // len(ways) // 2, cycles // len(ways)):
+        for turn, many in enumerate((WARM_UP, cycles // len(ways) // 2, cycles // len(ways))):
             for _ in range(many):
-                way()
+                way(wire)
             while threading.active_count() > steady:
                 os.sched_yield()
-            if many != WARM_UP:
+            if turn:
                 watch(way.__name__)
 
 
@@ -519,9 +685,9 @@ def main() -> None:
                     print(difference, *difference.traceback.format(), sep="\n", file=sys.stderr)
 
     if front == "async":
-        asyncio.run((async_pairs if wire in ASYNC_PAIRS else async_cycles)(wire, cycles, watch))
+        asyncio.run((async_pairs if pair_of(wire) else async_cycles)(wire, cycles, watch))
     else:
-        (blocking_pairs if wire in PAIRS else blocking_cycles)(wire, cycles, watch)
+        (blocking_pairs if pair_of(wire) else blocking_cycles)(wire, cycles, watch)
     print(json.dumps(looks))
 
 

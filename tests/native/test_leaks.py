@@ -19,12 +19,14 @@ WIRES = {
     "unix": "unix:@anywire-leaks-{pid}",
     "seqpacket": "unix:@anywire-leaks-{pid}?type=seqpacket",
     "fifo": "fifo://{directory}/leaks?reply=true",
+    "fifo-one-way": "fifo://{directory}/leaks",
+    "fifo-many": "fifo://{directory}/leaks?writers=many",
     "tcp": "tcp://127.0.0.1:0",
     "tls": "tls://127.0.0.1:0",
     "udp": "udp",
     "pipe": "pipe",
 }
-SLOWER = {"tls": 3, "udp": 2, "pipe": 2}
+SLOWER = {"tls": 3, "udp": 2, "pipe": 2, "fifo-one-way": 2, "fifo-many": 4}
 """By how much fewer cycles are made of these, so that the tests stay short."""
 # One arena, and a fixed size from which malloc(3) maps: else freed memory stays resident, more or less by chance.
 STEADY = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "131072"}
