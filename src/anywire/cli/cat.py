@@ -13,8 +13,8 @@ from __future__ import annotations
 import signal
 import sys
 import threading
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import click
@@ -24,7 +24,7 @@ from anywire.cli.pump import OUTPUT, Framing, OutputGone, Pump, write_all
 from anywire.cli.signals import Stopped, die_of, stoppable
 from anywire.contract.address import Address
 from anywire.contract.errors import AnywireError
-from anywire.contract.options import size
+from anywire.contract.options import resolve_options, shaped, size
 from anywire.contract.peer import Peer
 from anywire.contract.wire import known_schemes, wire_for
 
@@ -129,11 +129,16 @@ def cat(
     parsed = Address.parse(address)
     wire = wire_for(parsed)
     wire.check(parsed)
-    traits = wire.traits(parsed)
     if parsed.scheme == "inproc":
         raise parsed.error("scheme", "inproc stays within one process, so nobody could be at the other end")
     if parsed.scheme == "pipe" and listen:
         raise parsed.error("scheme", "a pipe has no listener: both ends connect, so leave out --listen")
+    with _wrong_options():
+        values = resolve_options(wire, parsed, dict(options), side="listen" if listen else "connect")
+    meant = shaped(wire, parsed, values)        # -o type=seqpacket and the like change what the wire can do
+    traits = wire.traits(meant)
+    if raw and not traits.has_stream:
+        raise click.UsageError(f"{meant} carries messages, not a stream of bytes: leave out --raw")
     keywords: dict[str, Any] = dict(options)
     if max_message is not None:
         keywords["max_message"] = max_message
@@ -165,7 +170,7 @@ def cat(
             say(f"sent {pump.sent:,} bytes, received {pump.received:,} bytes")
 
     try:
-        with stoppable(), ExitStack() as kept:
+        with _wrong_options(), stoppable(), ExitStack() as kept:
             if keep:
                 _serve_many(parsed, framing, keywords, say)
             elif listen:
@@ -176,10 +181,17 @@ def cat(
         die_of(signal.SIGPIPE)
     except Stopped as stopped:
         die_of(stopped.number)
+
+
+@contextmanager
+def _wrong_options() -> Iterator[None]:
+    """What a wire says of a wrong -o is a usage error."""
+    try:
+        yield
     except (TypeError, ValueError) as error:
-        if isinstance(error, (click.ClickException, OSError)) or error.__class__ not in (TypeError, ValueError):
+        if error.__class__ not in (TypeError, ValueError):
             raise
-        raise click.UsageError(str(error)) from None    # what a wire says of a wrong -o
+        raise click.UsageError(str(error)) from None
 
 
 def _who(peer: Peer | None) -> str:
