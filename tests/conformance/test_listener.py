@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import anywire
+from anywire.contract.counters import snapshot
 
 from . import roles
 from .marks import connected, connectionless, credentials, framed, holds, listening, processes, two_way, wire
@@ -60,7 +61,9 @@ async def test_nobody_listens(world: World) -> None:
 @holds(LISTENING, listening, connected)
 async def test_connect_waits_for_the_listener(world: World) -> None:
     address = await world.free_address()
+    before = snapshot().connect_retries
     connecting = await world.still_waiting(world.connect(address, wait=20))
+    await world.until(lambda: snapshot().connect_retries > before)
     listener = await world.listen(address)
     accepting = asyncio.ensure_future(listener.accept())
     await connecting

@@ -84,6 +84,8 @@ def test_the_documented_numbers_are_in_the_page():
     for number, name in enumerate(counters_page.COUNTERS):
         slot.add(name, 1000 + number)
     slot.lost("why", 104)
+    retries = snapshot().connect_retries
+    counters.count_connect_retry()
     index = next(stats.index for stats in snapshot().slots if stats.address == "unix:@layout")
     layout = counters.layout()
     with mmap.mmap(page_fd(), 0, prot=mmap.PROT_READ) as page:
@@ -95,6 +97,8 @@ def test_the_documented_numbers_are_in_the_page():
             "slot_size": 256,
             "slot_count": 65536,
             "clock": 1,
+            "reserved": 0,
+            "connect_retries": retries + 1,
         }.items():
             offset, size = header[name]
             assert int.from_bytes(page[offset : offset + size], sys.byteorder) == value == layout.get(name, value)
@@ -145,6 +149,19 @@ def test_released_slots_stay_in_the_sums():
     assert after.totals.queue_depth == before.totals.queue_depth
     assert (after.totals.loss, after.totals.loss_code) == ("gone", 32)
     assert (after.claims, after.releases) == (before.claims + 1, before.releases + 1)
+
+
+def test_a_forked_child_counts_its_own_retries():
+    counters.count_connect_retry()
+    before = snapshot().connect_retries
+
+    def check():
+        assert snapshot().connect_retries == 0
+        counters.count_connect_retry()
+        assert snapshot().connect_retries == 1
+
+    run_in_child(check)
+    assert snapshot().connect_retries == before
 
 
 def test_ten_thousand_cycles_do_not_grow_the_page():
@@ -307,7 +324,7 @@ def _fake_page(pid, *, seal, version=1, header_size=4096, slot_size=256, used=2,
     fd = os.memfd_create(counters_page.NAME, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     os.ftruncate(fd, size)
     header = counters_page.HEADER.pack(
-        counters_page.MAGIC, version, header_size, slot_size, 65536, pid, used, 0, 0, 0, 0, 0, 1
+        counters_page.MAGIC, version, header_size, slot_size, 65536, pid, used, 0, 0, 0, 0, 0, 1, 0, 0
     )
     os.pwrite(fd, header, 0)
     if seal:

@@ -10,8 +10,12 @@ import asyncio
 import contextlib
 import errno
 import os
+import resource
 import socket
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +24,7 @@ import pytest
 
 import anywire
 from anywire import sync
+from anywire.contract.counters import NoCounters, snapshot
 from anywire.contract.errors import AnywireError
 from anywire.framing.preamble import Preamble
 from anywire.wires.establish import curable
@@ -130,9 +135,11 @@ TRYING = pytest.mark.parametrize(
 @TRYING
 def test_losses_and_time_outs_are_tried_again(front: str, listening: Any, trying: Any, options: Any) -> None:
     listener, address = listening
+    before = snapshot().connect_retries
     with playing(listener, vanish, stay_silent, vanish, answer) as begun:
         trying(front, address, handshake_timeout=0.2, **options)
     assert begun == ["vanish", "stay_silent", "vanish", "answer"]
+    assert snapshot().connect_retries == before + 3
 
 
 @TRYING
@@ -155,6 +162,96 @@ def test_other_errors_of_connecting_are_not_waited_for(front: str, tmp_path: Pat
     (tmp_path / "file").write_text("")
     with pytest.raises(NotADirectoryError, match="connect unix:"):
         connect(front, f"unix://{tmp_path}/file/socket", wait=60)
+
+
+WAITS = """
+import asyncio, sys
+import anywire.sync
+front, how, address = sys.argv[1:]
+async def main():
+    if how == "wait":
+        await anywire.connect(address, wait=3600)
+    async for channel in anywire.connect_forever(address, backoff=(0.001, 0.01)):
+        pass
+if front == "async":
+    asyncio.run(main())
+elif how == "wait":
+    anywire.sync.connect(address, wait=3600)
+else:
+    next(anywire.sync.connect_forever(address, backoff=(0.001, 0.01)))
+"""
+
+
+@pytest.mark.parametrize("how", ["wait", "connect_forever"])
+@pytest.mark.parametrize("wire", ["tcp", "tls", "unix", "seqpacket", "fifo", "inproc"])
+def test_retries_are_counted_where_others_can_see_them(front: str, how: str, wire: str, tmp_path: Path) -> None:
+    """Also of a process that has no connection yet."""
+    with socket.socket() as bound:  # the port is taken, and nobody listens
+        bound.bind(("127.0.0.1", 0))
+        place = f"127.0.0.1:{bound.getsockname()[1]}"
+        address = {
+            "tcp": f"tcp://{place}",
+            "tls": f"tls://{place}",
+            "unix": f"unix://{tmp_path}/socket",
+            "seqpacket": f"unix://{tmp_path}/socket?type=seqpacket",
+            "fifo": f"fifo://{tmp_path}/fifo",
+            "inproc": "inproc://nobody",
+        }[wire]
+        with subprocess.Popen([sys.executable, "-c", WAITS, front, how, address]) as process:
+            try:
+                while retries_of(process.pid) < 3:
+                    assert process.poll() is None
+                    time.sleep(0.005)
+                seen = retries_of(process.pid)
+                while retries_of(process.pid) <= seen:
+                    assert process.poll() is None
+                    time.sleep(0.005)
+            finally:
+                process.kill()
+
+
+def retries_of(pid: int) -> int:
+    """As its page tells; 0 before it has one."""
+    try:
+        return snapshot(pid).connect_retries
+    except NoCounters:
+        return 0
+
+
+SHORT_OF_DESCRIPTORS = """
+import os, sys, threading
+from anywire import sync
+from anywire.contract.counters import snapshot
+sync.connect(sys.argv[1]).close()  # whatever is opened once: modules, the counters page
+spare = []
+try:
+    while True:
+        spare.append(os.dup(0))
+except OSError as error:
+    print(error.strerror)
+def relieve():
+    while not snapshot().connect_retries:
+        pass
+    for fd in spare:
+        os.close(fd)
+thread = threading.Thread(target=relieve, daemon=True)
+thread.start()
+with sync.connect(sys.argv[1], wait=60) as channel:
+    thread.join()
+    print(channel.recv())
+"""
+
+
+def test_a_lack_of_descriptors_is_waited_for() -> None:
+    """In a process that has none left, until its first retry."""
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+
+    with sync.serve(lambda channel: channel.send(b"welcome"), "tcp://127.0.0.1:0") as server:
+        command = [sys.executable, "-c", SHORT_OF_DESCRIPTORS, str(server.addresses[0])]
+        done = subprocess.run(command, capture_output=True, text=True, preexec_fn=limit, timeout=60, check=False)
+    assert done.stdout.splitlines() == ["Too many open files", "b'welcome'"], done.stderr
 
 
 @pytest.mark.parametrize(

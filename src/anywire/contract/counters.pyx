@@ -22,7 +22,8 @@ from libc.string cimport memcpy, memset
 from anywire.contract import counters_page
 from anywire.contract.counters_page import NoCounters, Page, Reader, Stats, open_page
 
-__all__ = ["NoCounters", "OwnSlot", "Page", "Reader", "Stats", "layout", "open_page", "page_fd", "snapshot"]
+__all__ = ["NoCounters", "OwnSlot", "Page", "Reader", "Stats", "count_connect_retry", "layout", "open_page", "page_fd",
+           "snapshot"]
 
 cdef extern from *:
     """
@@ -108,6 +109,8 @@ cdef struct Header:
     uint64_t releases
     uint64_t overflows
     uint32_t clock
+    uint32_t reserved
+    uint64_t connect_retries
 
 cdef enum:
     HEADER_SIZE = 4096
@@ -307,6 +310,12 @@ def page_fd():
     return _fd
 
 
+def count_connect_retry():
+    """Count an attempt to connect that failed and will be made again. There is no connection yet, hence no slot."""
+    if _need_page():
+        _header.connect_retries += 1
+
+
 def snapshot(pid=None):
     """All counters of this process, or of another one of this user, as a `Page`.
 
@@ -333,6 +342,7 @@ def layout():
         "used": <char*> &h.used - q, "started_realtime_ns": <char*> &h.started_realtime_ns - q,
         "started_monotonic_ns": <char*> &h.started_monotonic_ns - q, "claims": <char*> &h.claims - q,
         "releases": <char*> &h.releases - q, "overflows": <char*> &h.overflows - q, "clock": <char*> &h.clock - q,
+        "reserved": <char*> &h.reserved - q, "connect_retries": <char*> &h.connect_retries - q,
     }
     slot = {
         "state": <char*> &s.state - p, "generation": <char*> &s.generation - p, "kind": <char*> &s.kind - p,

@@ -28,7 +28,7 @@ TOTALS, OVERFLOW, CHANNEL, STREAM, LISTENER = 1, 2, 3, 4, 5
 KINDS = {TOTALS: "totals", OVERFLOW: "overflow", CHANNEL: "channel", STREAM: "stream", LISTENER: "listener"}
 
 # Native byte order and the documented offsets: a page never leaves its host.
-HEADER = struct.Struct("@8sIIIIIIQQQQQI")
+HEADER = struct.Struct("@8sIIIIIIQQQQQIIQ")
 SLOT = struct.Struct("@IIIIQ16QQ32s64s")
 _IDENTITY = struct.Struct("@II")
 
@@ -83,7 +83,10 @@ COUNTERS = tuple(field.name for field in fields(Stats))[3:19]
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """One reading of a process's page. `slots`: those in use, by index."""
+    """One reading of a process's page. `slots`: those in use, by index.
+
+    `connect_retries`: attempts to connect that failed and were made again, over the whole life of the process.
+    """
 
     pid: int
     version: int
@@ -92,6 +95,7 @@ class Page:
     claims: int
     releases: int
     overflows: int
+    connect_retries: int
     totals: Stats
     overflow: Stats
     slots: tuple[Stats, ...]
@@ -120,9 +124,9 @@ def read_page(memory: _MemoryLike) -> Page:
     size = len(memory)
     if size < HEADER.size or memory[:8] != MAGIC:
         raise NoCounters("this is no counters page")
-    (_, version, header_size, slot_size, slot_count, pid, used, realtime, monotonic, claims, releases, overflows, _) = (
-        HEADER.unpack_from(memory)
-    )
+    head = HEADER.unpack_from(memory)
+    _, version, header_size, slot_size, slot_count, pid, used, realtime, monotonic = head[:9]
+    claims, releases, overflows, _, _, connect_retries = head[9:]
     if version != VERSION:
         raise NoCounters(f"a counters page of version {version}; this anywire reads version {VERSION}")
     # Later minor layouts may append to header and slot; what can't hold ours, or is larger than the file, is none.
@@ -144,6 +148,7 @@ def read_page(memory: _MemoryLike) -> Page:
         claims,
         releases,
         overflows,
+        connect_retries,
         read_slot(memory, header_size, 0),
         read_slot(memory, header_size + slot_size, 1),
         tuple(slots),

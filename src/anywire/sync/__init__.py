@@ -18,6 +18,7 @@ from typing import Any, Generic, Self, TypeAlias, TypeVar
 
 from anywire.contract.address import Address
 from anywire.contract.blocking import Channel, Stream
+from anywire.contract.counters import count_connect_retry
 from anywire.contract.driver import run_blocking
 from anywire.contract.endpoint import MessageEndpoint
 from anywire.contract.errors import AnywireError, ChannelClosed, EndOfChannel, PeerLost, TimedOut
@@ -131,6 +132,7 @@ def connect_forever(
             if not curable(error):
                 raise
             log.info("connect %s: %s; next attempt in about %.2f s", address, error, pause)
+            count_connect_retry()
             time.sleep(pause * random.uniform(0.5, 1.0))
             pause = min(pause * 2, backoff[1])
             continue

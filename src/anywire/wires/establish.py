@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from anywire.contract.address import Address
+from anywire.contract.counters import count_connect_retry
 from anywire.contract.endpoint import ByteEndpoint, MessageEndpoint, RawEndpoint
 from anywire.contract.errors import AnywireError, BadFrame, ChannelClosed, PeerLost, Refused, TimedOut, Unsupported
 from anywire.contract.waits import READ, WRITE, Steps, Wait
@@ -161,6 +162,7 @@ def connect_steps(
                 raise failure
             finally:
                 del failure  # its traceback holds this frame
+        count_connect_retry()
         yield Wait([], pause)
         pause = min(pause * 1.6, 0.5)
 

@@ -31,6 +31,7 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 from anywire.contract.address import Address, require_path
+from anywire.contract.counters import count_connect_retry
 from anywire.contract.endpoint import ByteEndpoint, MessageEndpoint
 from anywire.contract.errors import BadFrame, ChannelClosed, PeerLost, Refused, TimedOut
 from anywire.contract.options import Option, octal_mode, one_of
@@ -173,6 +174,7 @@ def _session_steps(wire: Wire, address: Address) -> Steps[PipeBytes]:
             os.close(fd)
             raise
         os.close(fd)
+        count_connect_retry()
         yield Wait([], pause)
         pause = min(pause * 2, 0.05)
 

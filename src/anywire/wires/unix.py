@@ -26,6 +26,7 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 from anywire.contract.address import Address, forbid, require_path
+from anywire.contract.counters import count_connect_retry
 from anywire.contract.endpoint import ByteEndpoint, MessageEndpoint
 from anywire.contract.options import Option, octal_mode, one_of, size
 from anywire.contract.peer import Peer
@@ -191,6 +192,7 @@ def connect_steps(address: Address, kind: int) -> Steps[socket.socket]:
                 raise OSError(code, f"connect {address}: the server listens with another type=")
             if code != errno.EAGAIN:
                 raise OSError(code, os.strerror(code))
+            count_connect_retry()
             yield Wait([], pause)
             pause = min(pause * 2, 0.05)
     except BaseException:
