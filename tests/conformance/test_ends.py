@@ -19,6 +19,7 @@ from .marks import (
     no_half_close,
     one_way,
     ordered,
+    processes,
     reliable,
     sees_death,
     two_way,
@@ -305,3 +306,24 @@ async def test_an_exit_without_close_is_a_loss(world: World) -> None:
     assert [roles.number_of(await channel.recv()) for _ in range(5)] == list(range(5))
     with pytest.raises(anywire.PeerLost):
         await channel.recv()
+
+
+@holds(CLOSE, two_way)
+async def test_after_the_end_errors_name_the_call(world: World) -> None:
+    channel, _ = await world.open("both")
+    channel.abort()
+    for operation, call in {"send": lambda: channel.send(b"x"), "recv": lambda: channel.recv()}.items():
+        error = await outcome(call())
+        assert isinstance(error, anywire.ChannelClosed) and error.operation == operation, error
+        assert str(error).startswith(f"{operation} "), error
+
+
+@holds(CLEAN_END, clean_end, sees_death, processes, two_way)
+async def test_after_a_loss_errors_name_the_call(world: World) -> None:
+    channel, peer = await world.open("both")
+    peer.kill()
+    for _ in range(2):
+        error = await outcome(channel.recv())
+        assert isinstance(error, anywire.PeerLost) and error.operation == "recv", error
+    error = await outcome(channel.send(b"x"))
+    assert isinstance(error, anywire.PeerLost) and error.operation == "send", error

@@ -14,7 +14,7 @@ from cpython.exc cimport PyErr_CheckSignals
 from libc.stdint cimport uint64_t
 from anywire.contract.endpoint cimport (BLOCKED, DONE, PARTIAL, READ, SCRATCH, WRITE, ByteEndpoint, Loan, MessageEndpoint,
                                         RawEndpoint, fork_generation, monotonic_ns)
-from anywire.contract.face cimport Face
+from anywire.contract.face cimport Face, name_operation
 
 import time
 
@@ -143,6 +143,7 @@ cdef class BlockingFront(Face):
         except BaseException as error:
             if end.output_pending():
                 end.adopt_output()
+            name_operation(error, operation)
             if end.closed and isinstance(error, PeerLost):
                 raise ChannelClosed("it was dropped on this side", address=str(end.address), operation=operation) from None
             raise
@@ -346,7 +347,8 @@ cdef class Channel(BlockingFront):
                 if message is not None:
                     return message if mode == FDS else end.after_signals(message)
                 self.wait_input(limit, deadline, timeout, operation)
-        except AnywireError:
+        except AnywireError as error:
+            name_operation(error, operation)
             if self.closing and end.closed:
                 self.check(operation)
             raise
@@ -376,7 +378,8 @@ cdef class Channel(BlockingFront):
                             raise
                         return n
                     self.wait_input(limit, deadline, timeout, "recv_into")
-            except AnywireError:
+            except AnywireError as error:
+                name_operation(error, "recv_into")
                 if self.closing and end.closed:
                     self.check("recv_into")
                 raise
@@ -463,26 +466,34 @@ cdef class Stream(BlockingFront):
         cdef double limit = -1 if timeout is None else max(0.0, <double> timeout)
         cdef double deadline = 0 if limit < 0 else time.monotonic() + limit
         cdef object data
-        while True:
-            data = end.read_bytes(n, timeout is None and not end.unread_output)
-            if data is not None:
-                if not data:
-                    self.see_whose_end(operation)
-                return data
-            self.wait_input(limit, deadline, timeout, operation)
+        try:
+            while True:
+                data = end.read_bytes(n, timeout is None and not end.unread_output)
+                if data is not None:
+                    if not data:
+                        self.see_whose_end(operation)
+                    return data
+                self.wait_input(limit, deadline, timeout, operation)
+        except AnywireError as error:
+            name_operation(error, operation)
+            raise
 
     cdef Py_ssize_t some_into(self, char* p, Py_ssize_t n, object timeout, str operation) except -1:
         cdef RawEndpoint end = <RawEndpoint> self.end
         cdef double limit = -1 if timeout is None else max(0.0, <double> timeout)
         cdef double deadline = 0 if limit < 0 else time.monotonic() + limit
         cdef Py_ssize_t got
-        while True:
-            got = end.read_raw_into(p, n, timeout is None and not end.unread_output)
-            if got >= 0:
-                if got == 0 and n > 0:
-                    self.see_whose_end(operation)
-                return got
-            self.wait_input(limit, deadline, timeout, operation)
+        try:
+            while True:
+                got = end.read_raw_into(p, n, timeout is None and not end.unread_output)
+                if got >= 0:
+                    if got == 0 and n > 0:
+                        self.see_whose_end(operation)
+                    return got
+                self.wait_input(limit, deadline, timeout, operation)
+        except AnywireError as error:
+            name_operation(error, operation)
+            raise
 
     def read(self, Py_ssize_t n=SCRATCH, *, timeout=None):
         """At least one byte and at most `n`: what is here. b"" at the end of the stream. `timeout` in seconds."""

@@ -1,6 +1,8 @@
 # What a connection shows of itself, whichever front waits on it.
 from anywire.contract.endpoint cimport MessageEndpoint
 
+cdef int name_operation(object error, str operation) except -1
+
 
 cdef class Face:
     cdef MessageEndpoint end

@@ -10,8 +10,15 @@ from cpython.exc cimport PyErr_WarnEx
 from anywire.contract cimport counters
 from anywire.contract.endpoint cimport MessageEndpoint, RawEndpoint, fork_generation
 
-from anywire.contract.errors import ChannelClosed
+from anywire.contract.errors import AnywireError, ChannelClosed
 from anywire.contract.handle import Handle
+
+
+cdef int name_operation(object error, str operation) except -1:
+    """An endpoint doesn't know what its caller was about, and says "use": name it in the error that the caller gets."""
+    if isinstance(error, AnywireError) and error.operation == "use":
+        error.operation = operation
+    return 0
 
 
 cdef class Face:
@@ -75,7 +82,11 @@ cdef class Face:
         return f"<{type(self).__module__}.{type(self).__name__} {self.end.address} {state}>"
 
     cdef int check(self, str operation) except -1:
-        self.end.check()
+        try:
+            self.end.check()
+        except AnywireError as error:
+            name_operation(error, operation)
+            raise
         if self.closing:
             raise ChannelClosed("it is being closed on this side", address=str(self.end.address), operation=operation)
         return 0

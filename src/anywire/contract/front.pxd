@@ -1,7 +1,7 @@
 # What async channels and streams share: waiting, in the event loop, without a Future or Task per message.
 from cpython.object cimport PyObject
 from libc.stdint cimport uint64_t
-from anywire.contract.face cimport Face
+from anywire.contract.face cimport Face, name_operation
 
 
 cdef class Waiter:

@@ -16,7 +16,7 @@ cimport cython
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_INCREF
 from cpython.exc cimport PyErr_WarnEx
-from anywire.contract.endpoint cimport BLOCKED, DONE, PARTIAL, READ, WRITE, MessageEndpoint
+from anywire.contract.endpoint cimport BLOCKED, DONE, PARTIAL, READ, WRITE, MessageEndpoint, RawEndpoint
 
 import asyncio
 from asyncio import CancelledError
@@ -202,8 +202,9 @@ cdef class Operation:
                 Py_INCREF(value)
                 result[0] = <PyObject*> value
                 return NEXT
-        except BaseException:
+        except BaseException as error:
             self.finish()
+            name_operation(error, self.name())
             raise
         if value is GIVE_WAY:
             Py_INCREF(None)
@@ -306,7 +307,7 @@ cdef class SendOperation(Operation):
     """Senders take turns in the order in which they came."""
 
     def name(self):
-        return "send"
+        return "write" if isinstance(self.front.end, RawEndpoint) else "send"
 
     cdef object attempt(self):
         cdef Front front = self.front

@@ -18,6 +18,7 @@ from anywire.contract.endpoint cimport AGAIN, BLOCKED, DONE, PARTIAL, READ, SCRA
 from anywire.framing.codec cimport (CLOSE, CONFIRM, END, LONGEST_HEADER, Decoder, write_descriptors, write_header,
                                     write_kind)
 
+import copy
 import errno
 import time
 
@@ -443,7 +444,7 @@ cdef class FramedEndpoint(BytePump):
         self.fail(PeerLost(reason, address=str(self.address), operation="use", unconfirmed=self.sent - self.confirmed))
         self.slot.confirmed = self.confirmed
         counters.lost(self.slot, reason.encode("utf-8", "replace"), error.errno or 0)
-        raise self.failure from error
+        raise copy.copy(self.failure) from error
 
     # -- moving to another process --------------------------------------------------------------------------------------
 
