@@ -15,7 +15,7 @@ import anywire
 from anywire.contract.handle import Handle
 
 from . import frames, roles
-from .marks import connected, framed, holds, listening, processes, reliable, two_way
+from .marks import connected, framed, half_close, holds, listening, processes, reliable, stream, two_way
 from .peers import Peer
 from .roles import message
 from .wires import client_address
@@ -168,6 +168,21 @@ async def test_a_connection_that_moves_keeps_its_peer_and_its_end(world: World) 
         assert (await peer.call(roles.recv_outcome))["kind"] == "EndOfChannel"
     await peer.call(roles.send_messages, [b"it may still speak"])
     assert await moved.recv() == b"it may still speak"
+
+
+@holds(MOVE, stream, half_close, two_way, connected, listening, processes)
+async def test_a_stream_that_moves_keeps_its_end(world: World) -> None:
+    """After write_eof() a write there says so, and reading goes on."""
+    if world.setup.name == "tls":
+        return  # it does not move: see above
+    stream_here, peer = await world.open("both", stream=True)
+    await stream_here.write_eof()
+    detached = stream_here.detach()
+    moved = world.keep(await world.front.attach(Handle.unpack(detached.pack(), detached.take())))
+    with pytest.raises(anywire.ChannelClosed, match="write_eof"):
+        await moved.write(b"too late")
+    await peer.call(roles.write, b"it may still speak")
+    assert await moved.read_exactly(18) == b"it may still speak"
 
 
 @holds(MOVE, two_way, connected, listening, processes)

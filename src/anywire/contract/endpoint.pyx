@@ -961,12 +961,13 @@ cdef class RawEndpoint(BytePump):
         if self.output_pending():
             raise ChannelClosed("a write is still under way", address=str(self.address), operation="detach")
         kind, fds = self.bytes.detach_state()
-        state = {"pushed": bytes(self.pushed or b"")}
+        state = {"pushed": bytes(self.pushed or b""), "eof_written": self.bytes.eof_written}
         self.release()
         return kind, fds, state
 
     def restore_state(self, state):
         self.push_back(state["pushed"])
+        self.bytes.eof_written = state["eof_written"]
 
     def finish_steps(self, timeout):
         if not self.broken and self.write_fd >= 0:
