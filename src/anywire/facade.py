@@ -175,7 +175,7 @@ async def connect_forever(
         except (AnywireError, OSError) as error:
             if not curable(error):
                 raise
-            log.info("connect %s: %s; next attempt in about %.2f s", address, error, pause)
+            log.info("%s; next attempt in about %.2f s", establish.told("connect", address, error), pause)
             count_connect_retry()
             await asyncio.sleep(pause * random.uniform(0.5, 1.0))
             pause = min(pause * 2, backoff[1])
@@ -244,7 +244,7 @@ class Listener(Bound[F]):
                     try:
                         made = await self.establish(acceptor, endpoint)
                     except (AnywireError, OSError) as error:
-                        log.info("accept %s: %s", acceptor.address, error)
+                        log.info("%s", establish.told("accept", acceptor.address, error))
                         self._slot.add("accept_errors")
                         continue
                     if made is not None:
@@ -380,7 +380,7 @@ class Server(Generic[F]):
             endpoint.release()
             raise
         except (AnywireError, OSError) as error:
-            log.info("accept %s: %s", acceptor.address, error)
+            log.info("%s", establish.told("accept", acceptor.address, error))
             listener._slot.add("accept_errors")
             return
         except Exception:
@@ -401,7 +401,7 @@ class Server(Generic[F]):
             raise
         except Exception as error:
             if listener._is_peers_doing(error):
-                log.info("handler of %s: %s", connection.address, error)
+                log.info("%s", establish.told("handler of", connection.address, error))
             else:
                 listener._slot.add("handler_errors")
                 log.exception("handler of %s failed; the connection was dropped", connection.address)

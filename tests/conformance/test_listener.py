@@ -291,7 +291,9 @@ async def test_a_peer_that_left_before_its_answer_is_no_failure(world: World, ca
         await entered.wait()
     records = [record for record in caplog.records if record.name.startswith("anywire")]
     assert [record.levelname for record in records] == ["INFO"], caplog.text
-    assert "handler of" in records[0].getMessage() and records[0].exc_info is None
+    said = records[0].getMessage()
+    assert said.startswith("handler of ") and records[0].exc_info is None
+    assert said.count(f"{server.addresses[0].scheme}:") == 1, "where it was is said once"
 
 
 @holds(WHO, framed, listening, two_way)

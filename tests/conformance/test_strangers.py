@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import random
 import time
 from collections.abc import AsyncIterator
@@ -68,6 +69,29 @@ async def test_strangers_at_the_server(world: World) -> None:
         assert len(handled) == 1, "a stranger reached the handler"
         await echoes(await world.connect(address), b"a new client")
         await channel.close()
+
+
+@holds(GARBAGE, framed, listening, two_way)
+async def test_the_log_says_once_where_a_stranger_was(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    async def stranger(address: str) -> None:
+        raw = await world.raw_dial(address)
+        await raw.send_what_fits(STRANGERS["a shell"])
+        await raw.recv_all()
+        await raw.close()
+
+    caplog.set_level(logging.INFO, logger="anywire")
+    async with echo_server(world) as (address, _):
+        await stranger(address)
+    listener = await world.listen()
+    accepting = asyncio.ensure_future(listener.accept())
+    await stranger(str(listener.addresses[0]))
+    connecting = asyncio.ensure_future(world.connect(listener.addresses[0]))
+    world.keep(await accepting)
+    await connecting
+    for record, where in zip(caplog.records, (address, listener.addresses[0]), strict=True):
+        said = record.getMessage()
+        assert said.startswith(f"accept {where}: this is not a framed anywire connection"), said
+        assert said.count(str(where)) == 1
 
 
 @holds(GARBAGE, framed, listening, two_way)

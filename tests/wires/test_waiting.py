@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import logging
 import os
 import resource
 import socket
@@ -140,6 +141,19 @@ def test_losses_and_time_outs_are_tried_again(front: str, listening: Any, trying
         trying(front, address, handshake_timeout=0.2, **options)
     assert begun == ["vanish", "stay_silent", "vanish", "answer"]
     assert snapshot().connect_retries == before + 3
+
+
+def test_the_log_says_once_where_nobody_answered(
+    front: str, listening: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    listener, address = listening
+    caplog.set_level(logging.INFO, logger="anywire")
+    with playing(listener, vanish, answer):
+        first_of_forever(front, address, backoff=(0.001, 0.01))
+    [record] = caplog.records
+    said = record.getMessage()
+    assert said.startswith(f"connect {address}: the peer was lost"), said
+    assert said.count(address) == 1
 
 
 @TRYING

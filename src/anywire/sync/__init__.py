@@ -131,7 +131,7 @@ def connect_forever(
         except (AnywireError, OSError) as error:
             if not curable(error):
                 raise
-            log.info("connect %s: %s; next attempt in about %.2f s", address, error, pause)
+            log.info("%s; next attempt in about %.2f s", establish.told("connect", address, error), pause)
             count_connect_retry()
             time.sleep(pause * random.uniform(0.5, 1.0))
             pause = min(pause * 2, backoff[1])
@@ -248,7 +248,7 @@ class Listener(Bound[F]):
             try:
                 made = self.establish(acceptor, endpoint, deadline)
             except (AnywireError, OSError) as error:
-                log.info("accept %s: %s", acceptor.address, error)
+                log.info("%s", establish.told("accept", acceptor.address, error))
                 self._slot.add("accept_errors")
                 if deadline is not None and time.monotonic() >= deadline:
                     raise TimedOut(timeout or 0.0, address=str(acceptor.address), operation="accept") from error
@@ -380,10 +380,10 @@ class Server(Generic[F]):
             connection.close(timeout=self._close_timeout)
         except Exception as error:
             if connection is None and isinstance(error, (AnywireError, OSError)):
-                log.info("accept %s: %s", acceptor.address, error)
+                log.info("%s", establish.told("accept", acceptor.address, error))
                 listener._slot.add("accept_errors")
             elif listener._is_peers_doing(error):
-                log.info("handler of %s: %s", acceptor.address, error)
+                log.info("%s", establish.told("handler of", acceptor.address, error))
             elif not (self._stopping and isinstance(error, ChannelClosed)):
                 listener._slot.add("handler_errors")
                 log.exception("handler of %s failed; the connection was dropped", acceptor.address)

@@ -193,6 +193,20 @@ def explained(error: Exception, address: Address, begun: float) -> Exception:
     return named
 
 
+def told(operation: str, address: object, error: Exception) -> str:
+    """For the log: "<operation> <address>: what happened". Where it was is not repeated; most errors begin with it."""
+    text = str(error)
+    if isinstance(error, AnywireError):
+        # An option may stand in one of the addresses only: unix:///x with type="seqpacket" is unix:///x?type=seqpacket.
+        if error.address.partition("?")[0] == str(address).partition("?")[0]:
+            met_by = "" if error.operation in ("", operation) else f"{error.operation}: "
+            where = f"{error.operation} {error.address}: ".lstrip()
+            text = met_by + text.removeprefix(where) if text.startswith(where) else text
+    elif str(address) in text:
+        return text
+    return f"{operation} {address}: {text}"
+
+
 def curable(error: Exception) -> bool:
     """Whether another attempt to connect may succeed although nobody changes anything on this side.
 
@@ -229,7 +243,7 @@ def next_steps(
                 if acceptor.fileno() < 0:
                     raise
                 if error.errno not in PASSING:
-                    log.warning("accept %s: %s; trying again in %.2f s", acceptor.address, error, pause)
+                    log.warning("%s; trying again in %.2f s", told("accept", acceptor.address, error), pause)
                     exhausted = True
                 continue
             if endpoint is not None:
