@@ -10,8 +10,11 @@ logger `anywire` and counted, its connection is dropped (the peer sees a loss), 
 from __future__ import annotations
 
 import asyncio
+import collections
+import functools
 import inspect
 import logging
+import os
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 from types import TracebackType
@@ -29,7 +32,7 @@ from anywire.contract.stream import Stream
 from anywire.contract.wire import Acceptor
 from anywire.wires import establish
 from anywire.wires.establish import curable
-from anywire.wires.listening import Bound
+from anywire.wires.listening import MOST_HANDSHAKES, Bound
 from anywire.wires.moving import attach_endpoint
 from anywire.wires.plan import (
     ATTACH_TIMEOUT,
@@ -193,31 +196,31 @@ async def connect_forever(
 class Listener(Bound[F]):
     """Listening addresses whose connections you take yourself: `await listener.accept()`.
 
-    `addresses` are the real ones. Closing stops listening; accepted connections live on."""
+    `addresses` are the real ones. Closing stops listening; accepted connections live on. Used in one event loop."""
 
     _channel = Channel
 
     def _ready(self) -> None:
-        self._accepting: set[asyncio.Task[Any]] = set()  # they wait in next(), in this loop
+        self._established: collections.deque[MessageEndpoint] = collections.deque()
+        self._waiters: collections.deque[asyncio.Future[None]] = collections.deque()    # one for each accept()
+        self._handshakes: set[asyncio.Task[None]] = set()       # they outlive a cancelled accept()
+        self._stop_accepting: Callable[[], object] | None = None
 
     async def next(self) -> tuple[Acceptor, Any]:
-        """The next raw connection: (acceptor, endpoint). Use `accept`."""
-        if not self._acceptors:
-            raise ChannelClosed("the listener is closed", operation="accept")
-        task = asyncio.current_task()
-        assert task is not None
-        self._accepting.add(task)
-        try:
-            return await driver_for().run(establish.next_steps(self._acceptors, self._count_error))
-        except asyncio.CancelledError:
-            if self._acceptors or task.uncancel():          # not by close() alone
-                raise
-            raise ChannelClosed("the listener was closed while this waited", operation="accept") from None
-        finally:
-            self._accepting.discard(task)
+        """The next raw connection, for a server: (acceptor, endpoint). Not beside `accept`."""
+        self._check_open()
+        return await driver_for().run(establish.next_steps(self._acceptors, self._count_error))
 
     async def establish(self, acceptor: Acceptor, endpoint: Any) -> F | None:
         """Handshake, authorise: a channel or stream, or None when the peer was refused."""
+        ready = await self._shake_hands(acceptor, endpoint)
+        return None if ready is None else self._give(ready)
+
+    def _give(self, endpoint: MessageEndpoint) -> F:
+        self._slot.add("accepts")
+        return self._kind(endpoint, driver_for())
+
+    async def _shake_hands(self, acceptor: Acceptor, endpoint: Any) -> MessageEndpoint | None:
         driver = driver_for()
         plan = self._plans[acceptor]
         heard = await driver.run(establish.hear_steps(acceptor, endpoint, self._face, plan.options))
@@ -229,41 +232,116 @@ class Listener(Bound[F]):
             raise
         if refusal is not None:
             log.info("accept %s: refused %s: %s", acceptor.address, target.peer, refusal)
-        ready = await driver.run(establish.answer_steps(heard, plan.options, refusal))
-        if ready is None:
-            return None
-        self._slot.add("accepts")
-        return self._kind(ready, driver)
+        return await driver.run(establish.answer_steps(heard, plan.options, refusal))
 
     async def accept(self, *, timeout: float | None = None) -> F:
-        """The next connection that came through its handshake; failed ones are logged and passed over."""
+        """The next connection that is established; those whose handshake fails are logged and passed over.
+
+        Handshakes run beside each other, 128 at most, so a silent stranger holds up nobody. They go on when this is
+        cancelled or times out: who comes through meanwhile is what the next `accept()` returns, and nobody is lost.
+        Several tasks may wait here. Clients come from the kernel's backlog only while one does.
+
+        Parameters: `timeout` in seconds. Raises TimedOut, ChannelClosed (closed or detached, or nobody else can come),
+        Forked."""
         try:
             async with asyncio.timeout(timeout):
-                while True:
-                    acceptor, endpoint = await self.next()
-                    try:
-                        made = await self.establish(acceptor, endpoint)
-                    except (AnywireError, OSError) as error:
-                        log.info("%s", establish.told("accept", acceptor.address, error))
-                        self._slot.add("accept_errors")
-                        continue
-                    if made is not None:
-                        return made
+                endpoint = await self._next_established()
         except TimeoutError as error:
             if isinstance(error, AnywireError):
                 raise
-            raise TimedOut(timeout or 0.0, address=str(self.addresses[0]), operation="accept") from None
+            raise TimedOut(timeout or 0.0, address=self._name, operation="accept") from None
+        return self._give(endpoint)
+
+    async def _next_established(self) -> MessageEndpoint:
+        self._check_open()
+        loop = asyncio.get_running_loop()
+        while not self._established:
+            if not self._acceptors:
+                raise self._closed()
+            waiter: asyncio.Future[None] = loop.create_future()
+            self._waiters.append(waiter)
+            try:
+                self._admit()
+                await waiter
+            finally:
+                self._waiters.remove(waiter)
+                if waiter.done() and not waiter.cancelled():
+                    waiter.exception()          # seen, also when this was cancelled just then
+                self._share_out()
+        return self._established.popleft()
+
+    def _admit(self) -> None:
+        """Accept while more tasks wait than connections are there for them: the others stay in the backlog."""
+        if (
+            self._stop_accepting is None
+            and self._acceptors
+            and len(self._waiters) > len(self._established)
+            and len(self._handshakes) < MOST_HANDSHAKES
+        ):
+            steps = establish.next_steps(self._acceptors, self._count_error)
+            self._stop_accepting = driver_for().start(steps, self._came)
+
+    def _rest(self) -> None:
+        stop, self._stop_accepting = self._stop_accepting, None
+        if stop is not None:
+            stop()
+
+    def _share_out(self) -> None:
+        """Wake as many tasks as there are connections for; accept no more than there are tasks."""
+        for _, waiter in zip(self._established, self._waiters, strict=False):
+            if not waiter.done():
+                waiter.set_result(None)
+        if len(self._waiters) <= len(self._established):
+            self._rest()
+
+    def _came(self, arrival: tuple[Acceptor, Any] | None, error: Exception | None) -> None:
+        """The loop's callback: a connection has come, or none can."""
+        self._stop_accepting = None
+        if arrival is not None:
+            task = asyncio.create_task(self._welcome(*arrival))
+            self._handshakes.add(task)
+            task.add_done_callback(functools.partial(self._ended, arrival[1]))
+            self._admit()
+        elif not (isinstance(error, ChannelClosed) and self._handshakes):       # they may have been the last to come
+            assert error is not None
+            for waiter in self._waiters:
+                if not waiter.done():
+                    waiter.set_exception(error)
+
+    async def _welcome(self, acceptor: Acceptor, endpoint: Any) -> None:
+        try:
+            ready = await self._shake_hands(acceptor, endpoint)
+        except Exception as error:
+            self._passed_over(acceptor, error)
+            return
+        if ready is not None and not self._acceptors:
+            ready.release()
+        elif ready is not None:
+            self._established.append(ready)
+            self._share_out()
+
+    def _ended(self, endpoint: Any, task: asyncio.Task[None]) -> None:
+        self._handshakes.discard(task)
+        if task.cancelled():
+            endpoint.release()      # it may have been cancelled before its first step
+        self._admit()
+
+    def _drop(self) -> None:
+        if self._owner == os.getpid():      # a forked child's loop is the parent's: it watches and runs nothing here
+            self._rest()
+            for task in self._handshakes:
+                if not task.get_loop().is_closed():
+                    task.cancel()
+            for waiter in self._waiters:
+                if not waiter.done():
+                    waiter.set_exception(self._closed())
+        while self._established:
+            self._established.popleft().release()
 
     def close(self) -> None:
-        """Stop listening."""
+        """Stop listening. Clients in their handshake, and who was not accepted yet, are dropped."""
         acceptors, self._acceptors = self._acceptors, []
-        if self._accepting:
-            # The loop watches these descriptors for them; a closed number may be another file's at any moment.
-            driver = driver_for()
-            for acceptor in acceptors:
-                driver.unwatch_read(acceptor.fileno())
-            for task in self._accepting:
-                task.cancel()
+        self._drop()                # first: a closed number that the loop watches may be another file's at any moment
         for acceptor in acceptors:
             acceptor.close()
         if acceptors:
@@ -379,13 +457,8 @@ class Server(Generic[F]):
         except asyncio.CancelledError:
             endpoint.release()
             raise
-        except (AnywireError, OSError) as error:
-            log.info("%s", establish.told("accept", acceptor.address, error))
-            listener._slot.add("accept_errors")
-            return
-        except Exception:
-            log.exception("accept %s: authorize() failed; the connection was dropped", acceptor.address)
-            listener._slot.add("handler_errors")
+        except Exception as error:
+            listener._passed_over(acceptor, error)
             return
         if connection is None:
             return

@@ -158,9 +158,8 @@ class _RawFifo(Raw):
         return super().recv(size)
 
 
-def _raw_fifo_dial(path: str) -> Raw:
-    """Become the one writer of a FIFO that nobody wrote to, and name our reply FIFO."""
-    directory, name = os.path.split(path)
+def _raw_fifo_writer(path: str) -> int:
+    """Become the one writer of a FIFO that nobody wrote to."""
     while True:
         write = os.open(path, os.O_WRONLY)
         try:
@@ -168,11 +167,17 @@ def _raw_fifo_dial(path: str) -> Raw:
             waiting = array.array("i", [0])
             fcntl.ioctl(write, termios.FIONREAD, waiting)
             if not waiting[0] and os.path.samestat(os.stat(path), os.fstat(write)):
-                break
+                return write
         except BlockingIOError:  # another client's: the listener will put a new one in its place
             pass
         os.close(write)
         time.sleep(0.001)
+
+
+def _raw_fifo_dial(path: str) -> Raw:
+    """Become the one writer, and name our reply FIFO."""
+    write = _raw_fifo_writer(path)
+    directory, name = os.path.split(path)
     reply = f".{name}.{os.urandom(8).hex()}.reply"
     os.mkfifo(os.path.join(directory, reply), 0o600)
     read = os.open(os.path.join(directory, reply), os.O_RDONLY | os.O_NONBLOCK)
@@ -219,6 +224,19 @@ def raw_dial(address: str) -> Raw:
     sock.connect(name)
     if address.startswith("tls:"):
         return Raw(ssl.create_default_context(cafile=certificate()[0]).wrap_socket(sock, server_hostname="localhost"))
+    return Raw(sock)
+
+
+def silent_dial(address: str) -> Raw:
+    """A stranger that connects and then is silent; a FIFO's listener knows of one only by a first byte."""
+    if address.startswith("fifo:"):
+        raw = Raw(write_fd=_raw_fifo_writer(address.split("://")[1].split("?")[0]))
+        raw.send(HELLO[:1])
+        return raw
+    family, name = _socket_address(address)
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock.settimeout(10)
+    sock.connect(name)
     return Raw(sock)
 
 

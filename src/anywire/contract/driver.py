@@ -1,8 +1,9 @@
 """How wires reach an event loop: the one small interface between them.
 
 Owns: `Driver` (the interface), `AsyncioDriver` (any asyncio loop that can watch descriptors), `driver_for` (the driver
-of a loop), and `run_blocking`, which runs the same establishment generators without any loop. Called on the loop's
-thread, `call_soon_threadsafe` excepted. A driver holds nothing but the loop's bound methods.
+of a loop), and what runs the same establishment generators without any loop: `run_blocking`, and for several that wait
+in one poll(2) `Stepping` with `wait_for_any`. Called on the loop's thread, `call_soon_threadsafe` excepted. A driver
+holds nothing but the loop's bound methods.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ import select
 import socket
 import time
 import weakref
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Generic, Protocol, TypeVar
 
 from anywire.contract.errors import TimedOut
 from anywire.contract.waits import READ, WRITE, Resolve, Steps, Wait
@@ -33,6 +34,7 @@ class Driver(Protocol):
     def watch_write(self, fd: int, callback: Callback) -> object: ...
     def unwatch_write(self, fd: int) -> object: ...
     async def run(self, steps: Steps[T]) -> T: ...
+    def start(self, steps: Steps[T], done: Callable[[T | None, Exception | None], object]) -> Callback: ...
 
 
 class AsyncioDriver:
@@ -82,6 +84,14 @@ class AsyncioDriver:
         except StopIteration as stop:
             return stop.value  # type: ignore[no-any-return]
 
+    def start(self, steps: Steps[T], done: Callable[[T | None, Exception | None], object]) -> Callback:
+        """Run a generator that only waits by the loop's callbacks, from the loop's next turn on; gives what stops it.
+
+        Parameters: `done`, called with (result, None) or (None, error). Stopping closes the generator at once, without
+        a turn of the loop, and `done` is not called: nothing is watched any more when it returns.
+        """
+        return _Started(self.loop, steps, done).stop
+
     async def answer(self, request: Wait | Resolve) -> Any:
         """Wait as one request asks."""
         if isinstance(request, Resolve):
@@ -127,6 +137,59 @@ class AsyncioDriver:
                 if mask & WRITE:
                     loop.remove_writer(fd)
         return list(dict.fromkeys(ready))
+
+
+class _Started(Generic[T]):
+    """A generator that the loop's callbacks drive. On the loop's thread."""
+
+    __slots__ = ("_done", "_loop", "_steps", "_timer", "_watch")
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, steps: Steps[T], done: Callable[[T | None, Exception | None], object]
+    ) -> None:
+        self._loop = loop
+        self._steps = steps
+        self._done = done
+        self._watch: Sequence[tuple[int, int]] = ()
+        self._timer: asyncio.Handle | None = loop.call_soon(self._go, None)
+
+    def _go(self, answer: list[tuple[int, int]] | None) -> None:
+        self._forget()
+        result = failure = None
+        try:
+            request = self._steps.send(answer)
+        except StopIteration as stop:
+            result = stop.value
+        except Exception as error:
+            failure = error
+        else:
+            assert isinstance(request, Wait)
+            self._watch = request.watch
+            for fd, mask in request.watch:
+                if mask & READ:
+                    self._loop.add_reader(fd, self._go, [(fd, READ)])
+                if mask & WRITE:
+                    self._loop.add_writer(fd, self._go, [(fd, WRITE)])
+            if request.timeout is not None:
+                self._timer = self._loop.call_later(max(0.0, request.timeout), self._go, [])
+            return
+        self._done(result, failure)
+
+    def _forget(self) -> None:
+        timer, self._timer = self._timer, None
+        if timer is not None:
+            timer.cancel()
+        watch, self._watch = self._watch, ()
+        for fd, mask in watch:
+            if mask & READ:
+                self._loop.remove_reader(fd)
+            if mask & WRITE:
+                self._loop.remove_writer(fd)
+
+    def stop(self) -> None:
+        """Watch nothing any more, and close the generator."""
+        self._forget()
+        self._steps.close()
 
 
 _drivers: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Driver] = weakref.WeakKeyDictionary()
@@ -185,3 +248,68 @@ def _answer_blocking(request: Wait | Resolve, deadline: float | None, wake_fd: i
     if not ready and deadline is not None and time.monotonic() >= deadline:
         raise TimedOut(0.0)
     return ready
+
+
+class Stepping(Generic[T]):
+    """One of several generators that a thread drives together: `go` on with each that `wait_for_any` returns.
+
+    The generator may only wait. Not thread-safe; another thread may go on with it later."""
+
+    __slots__ = ("_steps", "expires", "result", "watch")
+
+    def __init__(self, steps: Steps[T]) -> None:
+        self._steps = steps
+        self.watch: Sequence[tuple[int, int]] = ()
+        """What it waits for, as in `Wait`."""
+        self.expires: float | None = 0.0
+        """When that wait is over, on the monotonic clock in seconds; None: never."""
+        self.result: T | None = None
+        """What it returned."""
+
+    def go(self, ready: list[tuple[int, int]] | None = None) -> bool:
+        """Go on until the next wait, or to the end: whether `result` is there. `ready` is None the first time.
+
+        Raises what the generator raises."""
+        try:
+            request = self._steps.send(ready)
+        except StopIteration as stop:
+            self.result = stop.value
+            return True
+        assert isinstance(request, Wait)
+        self.watch = request.watch
+        self.expires = None if request.timeout is None else time.monotonic() + request.timeout
+        return False
+
+    def close(self) -> None:
+        """Give up: the generator closes what it opened."""
+        self._steps.close()
+
+
+def wait_for_any(
+    several: Sequence[Stepping[Any]], deadline: float | None, wake_fd: int
+) -> list[tuple[Stepping[Any], list[tuple[int, int]]]]:
+    """Wait in one poll(2) until some can go on: those, in the given order, each with what `go` needs.
+
+    None of them when `deadline` (monotonic, seconds) passed first, or `wake_fd` became readable."""
+    poller = select.poll()
+    poller.register(wake_fd, select.POLLIN)
+    ends = [deadline] if deadline is not None else []
+    for one in several:
+        for fd, mask in one.watch:
+            poller.register(fd, (select.POLLIN if mask & READ else 0) | (select.POLLOUT if mask & WRITE else 0))
+        if one.expires is not None:
+            ends.append(one.expires)
+    timeout = max(0.0, (min(ends) - time.monotonic()) * 1000) if ends else None
+    events = dict(poller.poll(timeout))
+    now = time.monotonic()
+    found = []
+    for one in several:
+        ready = []
+        for fd, wanted in one.watch:
+            event = events.get(fd, 0)
+            if event:
+                mask = (READ if event & select.POLLIN else 0) | (WRITE if event & select.POLLOUT else 0)
+                ready.append((fd, mask or wanted))
+        if ready or (one.expires is not None and one.expires <= now):
+            found.append((one, ready))
+    return found

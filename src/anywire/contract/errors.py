@@ -329,7 +329,7 @@ class Busy(AnywireError, RuntimeError):
 
 
 class Forked(AnywireError, RuntimeError):
-    """An open channel was used in a forked child, where two processes would tear each other's messages apart."""
+    """A channel or listener was used in a forked child: two processes would take each other's messages and clients."""
 
     def __init__(
         self,

@@ -19,7 +19,7 @@ from typing import Any, Generic, Self, TypeAlias, TypeVar
 from anywire.contract.address import Address
 from anywire.contract.blocking import Channel, Stream
 from anywire.contract.counters import count_connect_retry
-from anywire.contract.driver import run_blocking
+from anywire.contract.driver import Stepping, run_blocking, wait_for_any
 from anywire.contract.endpoint import MessageEndpoint
 from anywire.contract.errors import AnywireError, ChannelClosed, EndOfChannel, PeerLost, TimedOut
 from anywire.contract.handle import Handle
@@ -28,7 +28,7 @@ from anywire.contract.waits import Steps
 from anywire.contract.wire import Acceptor
 from anywire.wires import establish
 from anywire.wires.establish import curable
-from anywire.wires.listening import Bound
+from anywire.wires.listening import MOST_HANDSHAKES, Bound
 from anywire.wires.moving import attach_endpoint, pipe
 from anywire.wires.plan import (
     ATTACH_TIMEOUT,
@@ -183,46 +183,31 @@ def _until(stopped: Callable[[], bool], steps: Steps[T]) -> Steps[T]:
 
 
 class Listener(Bound[F]):
-    """Listening addresses whose connections you take yourself: `listener.accept()`. As `anywire.Listener`."""
+    """Listening addresses whose connections you take yourself: `listener.accept()`. As `anywire.Listener`.
+
+    Of the threads in `accept()` one leads: it waits in one poll(2) for clients to come and for all handshakes. When a
+    client has said who it is, that thread goes to authorise it, and the next one leads. So no handshake needs a thread,
+    and a slow `authorize` holds up its own thread only."""
 
     _channel = Channel
 
     def _ready(self) -> None:
-        self._lock = threading.Lock()
-        self._turn = threading.Lock()           # an acceptor is one thread's at a time
-        self._waiting = 0                       # threads inside next()
-        self._wake_fd = -1                      # what close() wakes them with, from the first wait on
+        self._changed = threading.Condition()   # its lock guards what follows
+        self._waiting = 0                       # threads inside accept()
+        self._leading = False                   # whether one of them polls; it alone touches acceptors and handshakes
+        self._handshakes: list[tuple[Stepping[Any], Acceptor]] = []
+        self._closing: list[Acceptor] = []      # what the leader closes as it leaves
+        self._wake_fd = -1                      # what close() wakes the leader with, from the first wait on
         self._close_wake_fd: Callable[[], object] = lambda: None
 
-    def next(self, deadline: float | None = None) -> tuple[Acceptor, Any]:
-        """The next raw connection: (acceptor, endpoint). Use `accept`."""
-        with self._lock:
-            if not self._acceptors:
-                raise ChannelClosed("the listener is closed", operation="accept")
-            acceptors = self._acceptors
-            if self._wake_fd < 0:
-                self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-                self._close_wake_fd = weakref.finalize(self, os.close, self._wake_fd)
-            self._waiting += 1
-        try:
-            steps = establish.next_steps(acceptors, self._count_error, self._turn)
-            found: tuple[Acceptor, Any] = run_blocking(
-                _until(lambda: not self._acceptors, steps), deadline, wake_fd=self._wake_fd
-            )
-            return found
-        finally:
-            with self._lock:
-                self._waiting -= 1
-                if not self._waiting and not self._acceptors:
-                    # Closed meanwhile. Only now is nobody left who polls these descriptors.
-                    self._close_wake_fd()
-                    for acceptor in acceptors:
-                        acceptor.close()
-
-    def establish(self, acceptor: Acceptor, endpoint: Any, deadline: float | None = None) -> F | None:
-        """Handshake, authorise: a channel or stream, or None when the peer was refused."""
+    def establish(self, acceptor: Acceptor, endpoint: Any) -> F | None:
+        """Handshake, authorise: a channel or stream, or None when the peer was refused. For a server."""
         plan = self._plans[acceptor]
-        heard = run_blocking(establish.hear_steps(acceptor, endpoint, self._face, plan.options), deadline)
+        heard = run_blocking(establish.hear_steps(acceptor, endpoint, self._face, plan.options))
+        return self._answer(acceptor, heard)
+
+    def _answer(self, acceptor: Acceptor, heard: Any) -> F | None:
+        plan = self._plans[acceptor]
         target = heard if isinstance(heard, MessageEndpoint) else heard[0]
         try:
             refusal = _judge(self._authorize, target.peer)
@@ -238,34 +223,146 @@ class Listener(Bound[F]):
         return self._kind(ready)
 
     def accept(self, *, timeout: float | None = None) -> F:
-        """The next connection that came through its handshake; failed ones are logged and passed over."""
-        deadline = None if timeout is None else time.monotonic() + timeout
-        while True:
-            try:
-                acceptor, endpoint = self.next(deadline)
-            except TimedOut:
-                raise TimedOut(timeout or 0.0, address=str(self.addresses[0]), operation="accept") from None
-            try:
-                made = self.establish(acceptor, endpoint, deadline)
-            except (AnywireError, OSError) as error:
-                log.info("%s", establish.told("accept", acceptor.address, error))
-                self._slot.add("accept_errors")
-                if deadline is not None and time.monotonic() >= deadline:
-                    raise TimedOut(timeout or 0.0, address=str(acceptor.address), operation="accept") from error
-                continue
-            if made is not None:
-                return made
+        """The next connection that is established; those whose handshake fails are logged and passed over.
 
-    def close(self) -> None:
-        """Stop listening."""
-        with self._lock:
-            acceptors, self._acceptors = self._acceptors, []
-            if self._waiting:
+        Handshakes run beside each other, 128 at most, so a silent stranger holds up nobody. A time-out drops none of
+        them: they go on in the next `accept()`. Several threads may wait here.
+
+        Parameters: `timeout` in seconds. Raises TimedOut, ChannelClosed (closed or detached, or nobody else can come),
+        Forked."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        self._check_open()
+        with self._changed:
+            self._waiting += 1
+        try:
+            while True:
+                acceptor, heard = self._next_heard(deadline)
+                try:
+                    made = self._answer(acceptor, heard)
+                except Exception as error:
+                    self._passed_over(acceptor, error)
+                    continue
+                if made is not None:
+                    return made
+        except TimedOut:
+            raise TimedOut(timeout or 0.0, address=self._name, operation="accept") from None
+        finally:
+            with self._changed:
+                self._waiting -= 1
+                self._changed.notify()          # this one may have been told to lead, and had timed out already
+
+    def _next_heard(self, deadline: float | None) -> tuple[Acceptor, Any]:
+        """The next client that said who it is, and what `answer_steps` needs. Takes its turn to lead."""
+        leading = False
+        try:
+            with self._changed:
+                while self._leading:
+                    left = None if deadline is None else deadline - time.monotonic()
+                    if not self._changed.wait(left) and self._leading:
+                        raise TimedOut(0.0)
+                if not self._acceptors:
+                    raise self._closed()
+                if self._wake_fd < 0:
+                    self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+                    self._close_wake_fd = weakref.finalize(self, os.close, self._wake_fd)
+                self._leading = leading = True
+            return self._lead(self._acceptors, deadline)
+        except (OSError, ValueError) as error:
+            if self._acceptors or isinstance(error, AnywireError):
+                raise
+            raise self._closed() from None      # detached: its descriptor was gone when it was polled
+        finally:
+            if leading:
+                with self._changed:
+                    self._leading = False
+                    if not self._acceptors:
+                        self._let_go()
+                    self._changed.notify()
+
+    def _lead(self, acceptors: list[Acceptor], deadline: float | None) -> tuple[Acceptor, Any]:
+        arriving: Stepping[tuple[Acceptor, Any]] | None = None
+        over: ChannelClosed | None = None
+        while self._acceptors:
+            handshakes = list(self._handshakes)
+            late = False
+            if arriving is None and over is None and len(handshakes) < MOST_HANDSHAKES:
+                arriving = Stepping(establish.next_steps(acceptors, self._count_error))
+                able: list[tuple[Stepping[Any], list[tuple[int, int]] | None]] = [(arriving, None)]
+            else:
+                late = deadline is not None and time.monotonic() >= deadline
+                several: list[Stepping[Any]] = [one for one, _ in handshakes]
+                if arriving is not None:
+                    several.append(arriving)
+                able = [*wait_for_any(several, deadline, self._wake_fd)]
+            of = dict(handshakes)
+            for one, ready in able:
+                if one is arriving:
+                    try:
+                        if not one.go(ready):
+                            continue
+                    except ChannelClosed as error:      # the last to come may be in its handshake
+                        arriving, over = None, error
+                        continue
+                    assert one.result is not None
+                    arriving, (acceptor, endpoint) = None, one.result
+                    plan = self._plans[acceptor]
+                    one = Stepping(establish.hear_steps(acceptor, endpoint, self._face, plan.options))
+                    self._handshakes.append((one, acceptor))
+                    ready = None
+                    del endpoint
+                else:
+                    acceptor = of[one]
+                if self._has_heard(one, acceptor, ready):
+                    return acceptor, one.result
+            if over is not None and not self._handshakes:
+                raise over
+            if late:
+                raise TimedOut(0.0)
+        raise self._closed()
+
+    def _has_heard(self, one: Stepping[Any], acceptor: Acceptor, ready: list[tuple[int, int]] | None) -> bool:
+        """Go on with a handshake: whether the client has said who it is. One that fails is passed over."""
+        try:
+            if not one.go(ready):
+                return False
+        except Exception as error:
+            self._handshakes.remove((one, acceptor))
+            self._passed_over(acceptor, error)
+            return False
+        except BaseException:
+            self._handshakes.remove((one, acceptor))
+            raise
+        self._handshakes.remove((one, acceptor))
+        return True
+
+    def _drop(self) -> None:
+        if self._owner != os.getpid():
+            # The lock and the leader may be those of a thread that this child does not have. What the endpoints hold
+            # was closed by the fork, and the eventfd still wakes the parent.
+            self._changed = threading.Condition()
+            self._leading = False
+            self._handshakes = []
+        with self._changed:
+            if self._leading:
                 os.eventfd_write(self._wake_fd, 1)
             else:
-                self._close_wake_fd()
-                for acceptor in acceptors:
-                    acceptor.close()
+                self._let_go()
+            self._changed.notify_all()
+
+    def _let_go(self) -> None:
+        """Nobody polls any more: close what was polled."""
+        self._close_wake_fd()
+        closing, self._closing = self._closing, []
+        for acceptor in closing:
+            acceptor.close()
+        while self._handshakes:
+            self._handshakes.pop()[0].close()
+
+    def close(self) -> None:
+        """Stop listening. Clients in their handshake are dropped."""
+        acceptors, self._acceptors = self._acceptors, []
+        self._closing += acceptors
+        self._drop()
         if acceptors:
             self._slot.release()
 

@@ -10,7 +10,6 @@ here.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import logging
 import socket
@@ -220,23 +219,16 @@ def curable(error: Exception) -> bool:
     return isinstance(error, OSError) and error.errno in TRANSIENT
 
 
-NO_TURN = contextlib.nullcontext()
-"""For acceptors that one thread waits on."""
-
-
-def next_steps(
-    acceptors: Sequence[Acceptor], on_error: Any = None, turn: Any = NO_TURN
-) -> Steps[tuple[Acceptor, Any]]:
+def next_steps(acceptors: Sequence[Acceptor], on_error: Any = None) -> Steps[tuple[Acceptor, Any]]:
     """The next connection of any acceptor. Never spins and never ends for lack of descriptors (`on_error` is told).
 
-    `turn`: a lock for acceptors that several threads wait on. Raises ChannelClosed when nobody can come any more."""
+    Raises ChannelClosed when nobody can come any more."""
     pause = 0.02
     while True:
         exhausted = False
         for acceptor in acceptors:
             try:
-                with turn:
-                    endpoint = acceptor.accept()
+                endpoint = acceptor.accept()
             except OSError as error:
                 if on_error is not None:
                     on_error(error)

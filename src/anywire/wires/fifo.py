@@ -423,8 +423,8 @@ class ReplyAcceptor(SessionAcceptor):
             if chunk is not None:
                 data += chunk
                 continue
-            yield Wait([(endpoint.read_fd, READ)], max(0.0, deadline - time.monotonic()))
-            if time.monotonic() >= deadline:
+            left = deadline - time.monotonic()
+            if left <= 0 or (not (yield Wait([(endpoint.read_fd, READ)], left)) and time.monotonic() >= deadline):
                 raise TimedOut(self.handshake_timeout, address=str(self.address), operation="accept")
         return data
 

@@ -85,7 +85,8 @@ class InprocAcceptor(Acceptor):
         with _lock:
             if self.event < 0:
                 return
-            del _names[self.address.host]
+            if _names.get(self.address.host) is self:       # not so in a forked child
+                del _names[self.address.host]
             os.close(self.event)
             self.event = -1
             dropped, self.waiting = self.waiting, deque()
