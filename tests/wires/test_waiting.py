@@ -289,3 +289,24 @@ def test_a_lack_of_descriptors_is_waited_for() -> None:
 )
 def test_what_is_curable(error: Exception, cure: bool) -> None:
     assert curable(error) is cure
+
+
+def test_the_last_attempt_is_at_the_end_of_the_wait(front: str, tmp_path: Path) -> None:
+    """The pauses between attempts grow to half a second; a listener that comes in the last of them is still met."""
+    address = f"unix://{tmp_path}/late"
+    started = time.monotonic()
+
+    def try_it() -> None:
+        if front == "async":
+            asyncio.run(asyncio.wait_for(_connect_async(address, wait=0.6), 20))
+        else:
+            sync.connect(address, wait=0.6)
+
+    with pytest.raises(anywire.Refused, match=r"tried for 0.6 s; start the listener, or wait longer") as caught:
+        try_it()
+    assert 0.6 <= time.monotonic() - started < 5
+    assert "wait=" not in str(caught.value)
+
+
+async def _connect_async(address: str, **options: Any) -> None:
+    await anywire.connect(address, **options)

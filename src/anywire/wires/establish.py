@@ -147,7 +147,7 @@ def no_stream(address: Address) -> Unsupported:
 def connect_steps(
     wire: Wire, address: Address, face: str, options: Mapping[str, Any], wait: float | None
 ) -> Steps[MessageEndpoint]:
-    """Connect; after what is `curable`, try again for `wait` seconds (first soon, then every half second)."""
+    """Connect; after what is `curable`, try again for `wait` seconds, the last time at its end."""
     begun = time.monotonic()
     deadline = None if wait is None else begun + wait
     pause = 0.01
@@ -156,13 +156,16 @@ def connect_steps(
             return (yield from dial_steps(wire, address, face, options))
         except (AnywireError, OSError) as error:
             failure = explained(error, address, begun)
-        if deadline is None or not curable(failure) or time.monotonic() + pause > deadline:
+        left = 0.0 if deadline is None else deadline - time.monotonic()
+        if left <= 0 or not curable(failure):
+            if wait and isinstance(failure, Refused) and not failure.answered:
+                failure.advice = f"tried for {wait:g} s; start the listener, or wait longer"
             try:
                 raise failure
             finally:
                 del failure  # its traceback holds this frame
         count_connect_retry()
-        yield Wait([], pause)
+        yield Wait([], min(pause, left))
         pause = min(pause * 1.6, 0.5)
 
 
