@@ -88,6 +88,11 @@ def test_the_choice_of_wires_and_fronts() -> None:
     assert not any("anywire unix" in name or "asyncio" in name for name in names)
 
 
+def test_tls_is_compared_with_tls() -> None:
+    assert not any(contender.trust for contender in pick(("unix", "tcp")))
+    assert {contender.name for contender in pick(("tls",)) if contender.trust} >= {"anywire tls", "asyncio streams tls"}
+
+
 def test_the_command_prints_json() -> None:
     arguments = ["--wires", "unix", "--sizes", "64", "--rounds", "1", "--seconds", "0.01", "--json"]
     done = CliRunner().invoke(bench, arguments, catch_exceptions=False)

@@ -74,14 +74,16 @@ def run(
 
 
 def pick(wires: Iterable[str] = WIRES, fronts: Iterable[str] = FRONTS) -> list[Contender]:
-    """The contenders of a run: anywire over these wires, and every peer, in these fronts; missing ones included."""
+    """The contenders of a run: anywire over these wires, and every peer, in these fronts; missing ones included.
+
+    Peers over TLS come with ours only: they need the `openssl` command, and their rates say nothing of other wires."""
     ours = {f"anywire {'unix seqpacket' if wire == 'seqpacket' else wire}" for wire in wires}
     if "unix" in wires:
         ours.add("anywire unix many")
     found = []
     for contender in contenders():
         wanted = contender.name in ours or not contender.name.startswith("anywire")
-        if wanted and contender.front in fronts:
+        if wanted and contender.front in fronts and (not contender.trust or "tls" in wires):
             found.append(contender)
     return found
 
