@@ -18,7 +18,7 @@ import termios
 import time
 from typing import Any
 
-from .wires import certificate
+from .wires import certificates
 
 MAGIC = b"\x89anyw\r\n\n"
 END = 0xFFFFFFFF
@@ -223,7 +223,7 @@ def raw_dial(address: str) -> Raw:
     sock.settimeout(10)
     sock.connect(name)
     if address.startswith("tls:"):
-        return Raw(ssl.create_default_context(cafile=certificate()[0]).wrap_socket(sock, server_hostname="localhost"))
+        return Raw(ssl.create_default_context(cafile=certificates()[0]).wrap_socket(sock, server_hostname="localhost"))
     return Raw(sock)
 
 
@@ -261,7 +261,7 @@ class RawListener:
         connection.settimeout(10)
         if self.tls:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            context.load_cert_chain(*certificate())
+            context.load_cert_chain(*certificates()[1:])
             connection = context.wrap_socket(connection, server_side=True)
         return Raw(connection)
 

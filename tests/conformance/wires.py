@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
@@ -83,29 +82,32 @@ def _abstract_left(address: str) -> bool:
 
 
 @cache
-def certificate() -> tuple[str, str]:
-    """Path of a self-signed certificate for localhost, and of its key. It is its own authority."""
+def certificates() -> tuple[str, str, str]:
+    """Paths of an authority, and of the certificate and key that it issued for localhost."""
     import atexit
     import shutil
     import tempfile
 
+    import trustme
+
     directory = tempfile.mkdtemp(prefix="anywire-test-tls-")
     atexit.register(shutil.rmtree, directory, ignore_errors=True)
-    cert, key = f"{directory}/cert.pem", f"{directory}/key.pem"
-    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=localhost"
-    names = ["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1", "-keyout", key, "-out", cert]
-    subprocess.run([*command.split(), *names], check=True, capture_output=True)
-    return cert, key
+    ca, cert, key = (f"{directory}/{name}.pem" for name in ("ca", "cert", "key"))
+    authority = trustme.CA()
+    leaf = authority.issue_cert("localhost", "127.0.0.1")
+    authority.cert_pem.write_to_path(ca)
+    leaf.cert_chain_pems[0].write_to_path(cert)
+    leaf.private_key_pem.write_to_path(key)
+    return ca, cert, key
 
 
 def _tls_listen(directory: Path) -> str:
-    cert, key = certificate()
-    return f"tls://127.0.0.1:0?cert={cert}&key={key}"
+    return _tls_again("tls://127.0.0.1:0")
 
 
 def _tls_again(real: str) -> str:
     """The real address leaves out what is the listener's own; a client would take it for its own certificate."""
-    cert, key = certificate()
+    _ca, cert, key = certificates()
     return f"{real}?cert={cert}&key={key}"
 
 
@@ -133,7 +135,7 @@ SETUPS = [
         largest=100 * KIB,
         name_left=_file_left,
     ),
-    Setup("tls", TLS, _tls_listen, dial_options=lambda directory: {"ca": certificate()[0]}, again=_tls_again),
+    Setup("tls", TLS, _tls_listen, dial_options=lambda directory: {"ca": certificates()[0]}, again=_tls_again),
     Setup("udp", UDP, lambda directory: "udp://127.0.0.1:0", framed=False, largest=60 * KIB, announced=False),
     Setup("pipe", PIPE, lambda directory: "pipe:", shape="pair"),
     Setup("pipe-one-way", PIPE, lambda directory: "pipe:", shape="pair", two_way=False),

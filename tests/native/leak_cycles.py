@@ -24,12 +24,10 @@ import tracemalloc
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import anywire
 from anywire import sync
-from anywire.cli.certificates import make
 from anywire.contract.wire import wire_for
 
 WARM_UP = 100
@@ -119,8 +117,12 @@ def identity(wire: str, directory: str) -> tuple[Options, Options]:
     """What the listener and the client of a wire need besides its address."""
     if not wire.startswith("tls:"):
         return {}, {}
-    authority, certificate, key = make(Path(directory))
-    return {"cert": str(certificate), "key": str(key)}, {"ca": str(authority)}
+    import trustme
+
+    authority, certificate = trustme.CA(), f"{directory}/server.pem"
+    authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(certificate)
+    authority.cert_pem.write_to_path(f"{directory}/ca.pem")
+    return {"cert": certificate}, {"ca": f"{directory}/ca.pem"}
 
 
 # ---- the async front ------------------------------------------------------------------------------------------------

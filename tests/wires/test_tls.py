@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from certificates import Certificates
+from certificates import Certificates, lock, name_in_a_directory
 
 import anywire
 from anywire import sync
@@ -220,10 +220,7 @@ def test_the_client_sees_the_servers_certificate(front: str, pems: Certificates)
 
 
 def test_a_directory_of_authorities(front: str, pems: Certificates, tmp_path: Path) -> None:
-    """OpenSSL finds them by the hash of their names (openssl-rehash(1))."""
-    command = ["openssl", "x509", "-hash", "-noout", "-in", pems.ca]
-    name = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-    (tmp_path / f"{name}.0").symlink_to(pems.ca)
+    (tmp_path / name_in_a_directory(pems.ca)).symlink_to(pems.ca)
     with serving(echo, cert=pems.server) as address:
         assert dial(front, address, ca=str(tmp_path)).certificate
 
@@ -334,8 +331,7 @@ def test_options_that_can_not_work_are_refused_at_once(front: str, pems: Certifi
     with pytest.raises(ValueError, match="for the other side; connect needs"):
         dial(front, "tls://127.0.0.1:1", ssl_context=server)
     locked = tmp_path / "locked.pem"
-    command = ["openssl", "pkey", "-in", pems.server, "-aes128", "-passout", "pass:secret", "-out", str(locked)]
-    subprocess.run(command, check=True, capture_output=True)
+    lock(pems.server, b"secret", locked)
     with pytest.raises(ValueError, match="the private key is encrypted"):
         listen("tls://127.0.0.1:0", cert=pems.server, key=str(locked))
 
