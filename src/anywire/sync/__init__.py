@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import math
 import os
 import random
 import threading
@@ -45,6 +46,8 @@ log = logging.getLogger("anywire")
 
 F = TypeVar("F", Channel, Stream)
 T = TypeVar("T")
+LOOK_AGAIN = 0.2
+"""Seconds after which a thread in `accept()` looks whether another one still leads."""
 Authorize: TypeAlias = Callable[[Peer], "bool | str | None"]
 
 __all__ = [
@@ -194,7 +197,8 @@ class Listener(Bound[F]):
     def _ready(self) -> None:
         self._changed = threading.Condition()   # its lock guards what follows
         self._waiting = 0                       # threads inside accept()
-        self._leading = False                   # whether one of them polls; it alone touches acceptors and handshakes
+        self._leading = 0                       # which of them leads, or is about to (threading.get_ident)
+        self._turn = threading.Lock()           # held while it does: it alone touches acceptors and handshakes
         self._handshakes: list[tuple[Stepping[Any], Acceptor]] = []
         self._closing: list[Acceptor] = []      # what the leader closes as it leaves
         self._wake_fd = -1                      # what close() wakes the leader with, from the first wait on
@@ -253,20 +257,26 @@ class Listener(Bound[F]):
 
     def _next_heard(self, deadline: float | None) -> tuple[Acceptor, Any]:
         """The next client that said who it is, and what `answer_steps` needs. Takes its turn to lead."""
-        leading = False
+        leading = 0
         try:
             with self._changed:
-                while self._leading:
-                    left = None if deadline is None else deadline - time.monotonic()
-                    if not self._changed.wait(left) and self._leading:
+                # An interrupt (Ctrl-C) may hit a leader just as it leaves: then nobody holds the turn.
+                while self._leading and (self._leading != threading.get_ident() or self._turn.locked()):
+                    left = math.inf if deadline is None else deadline - time.monotonic()
+                    if self._changed.wait(min(left, LOOK_AGAIN)) or not self._leading:
+                        continue
+                    if not self._turn.locked():
+                        break
+                    if left <= LOOK_AGAIN:
                         raise TimedOut(0.0)
                 if not self._acceptors:
                     raise self._closed()
                 if self._wake_fd < 0:
                     self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
                     self._close_wake_fd = weakref.finalize(self, os.close, self._wake_fd)
-                self._leading = leading = True
-            return self._lead(self._acceptors, deadline)
+                self._leading = leading = threading.get_ident()
+            with self._turn:
+                return self._lead(self._acceptors, deadline)
         except (OSError, ValueError) as error:
             if self._acceptors or isinstance(error, AnywireError):
                 raise
@@ -274,8 +284,8 @@ class Listener(Bound[F]):
         finally:
             if leading:
                 with self._changed:
-                    self._leading = False
-                    if not self._acceptors:
+                    self._leading = 0
+                    if not self._acceptors and not self._turn.locked():
                         self._let_go()
                     self._changed.notify()
 
@@ -323,7 +333,7 @@ class Listener(Bound[F]):
     def _has_heard(self, one: Stepping[Any], acceptor: Acceptor, ready: list[tuple[int, int]] | None) -> bool:
         """Go on with a handshake: whether the client has said who it is. One that fails is passed over."""
         try:
-            if not one.go(ready):
+            if one.result is None and not one.go(ready):       # else an interrupt came between that and the next line
                 return False
         except Exception as error:
             self._handshakes.remove((one, acceptor))
@@ -333,17 +343,17 @@ class Listener(Bound[F]):
             self._handshakes.remove((one, acceptor))
             raise
         self._handshakes.remove((one, acceptor))
-        return True
+        return one.result is not None
 
     def _drop(self) -> None:
         if self._owner != os.getpid():
             # The lock and the leader may be those of a thread that this child does not have. What the endpoints hold
             # was closed by the fork, and the eventfd still wakes the parent.
             self._changed = threading.Condition()
-            self._leading = False
+            self._turn = threading.Lock()
             self._handshakes = []
         with self._changed:
-            if self._leading:
+            if self._turn.locked():
                 os.eventfd_write(self._wake_fd, 1)
             else:
                 self._let_go()
