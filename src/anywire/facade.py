@@ -354,8 +354,12 @@ class Listener(Bound[F]):
         self.close()
 
 
-async def attach(handle: Handle, *, timeout: float = ATTACH_TIMEOUT, authorize: Authorize | None = None) -> Any:
+def attach(
+    handle: Handle, *, timeout: float = ATTACH_TIMEOUT, authorize: Authorize | None = None
+) -> Connecting[Any]:
     """The channel, stream or listener of a handle that `detach()` or `pipe()` made, also in another process.
+
+    Await it, or enter it with `async with`, as `connect`.
 
     Parameters:
         timeout: seconds to wait until the other end of a pipe is attached or connected too.
@@ -364,6 +368,10 @@ async def attach(handle: Handle, *, timeout: float = ATTACH_TIMEOUT, authorize: 
 
     Raises TimedOut, PeerLost (the other end was closed before), OSError, ValueError (the handle was used before, or
     `authorize` is missing, or given for what is no listener; then the handle can still be attached)."""
+    return Connecting(lambda: _attach(handle, timeout, authorize))
+
+
+async def _attach(handle: Handle, timeout: float, authorize: Authorize | None) -> Any:
     kind, made = attach_endpoint(handle, timeout, authorize)
     if kind == "listener":
         listener: Listener[Any] = Listener.__new__(Listener)

@@ -107,7 +107,7 @@ def test_a_subprocess_from_a_coroutine(code):
     async def main():
         ours, theirs = anywire.pipe()
         child = popen(code, theirs)
-        async with await anywire.attach(ours) as channel:
+        async with anywire.attach(ours) as channel:
             await channel.send_many([b"%d" % i for i in range(5000)])
             assert [await channel.recv() for _ in range(5000)] == [b"%d" % i for i in range(5000)]
             assert channel.unconfirmed <= 5000
