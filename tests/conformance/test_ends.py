@@ -308,7 +308,7 @@ async def test_an_exit_without_close_is_a_loss(world: World) -> None:
         await channel.recv()
 
 
-@holds(CLOSE, two_way)
+@holds(CLOSE, two_way, connected)
 async def test_after_the_end_errors_name_the_call(world: World) -> None:
     channel, _ = await world.open("both")
     channel.abort()
