@@ -23,6 +23,7 @@ cdef enum:
     MOST_TURNS = 64
 
 
+@cython.no_gc_clear                              # the collector would drop the view's object and leave it exported
 @cython.freelist(64)
 cdef class Receive(ReceiveOperation):
     cdef int mode
@@ -70,10 +71,14 @@ cdef class Receive(ReceiveOperation):
     cdef int leave(self) except -1:
         if self.mode == INTO:
             self.front.end.stop_into()
-            if self.held:
-                self.held = False
-                PyBuffer_Release(&self.view)
+            self.let_go()
         return ReceiveOperation.leave(self)
+
+    cdef int let_go(self) except -1:
+        if self.held:
+            self.held = False
+            PyBuffer_Release(&self.view)
+        return 0
 
 
 install(Receive)

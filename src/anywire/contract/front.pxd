@@ -28,6 +28,7 @@ cdef class Operation:
     cdef int enter(self) except -1
     cdef object attempt(self)
     cdef int leave(self) except -1
+    cdef int let_go(self) except -1
     cdef int finish(self) except -1
     cdef bint waiting(self) noexcept
 

@@ -272,6 +272,12 @@ cdef class Operation:
                     self.front.spare = waiter
         else:
             self.state = FINISHED
+            self.let_go()
+        return 0
+
+    cdef int let_go(self) except -1:
+        """Give the caller's buffer back: also where the operation never began (a task that is cancelled before its first
+        step, a second receiver), for it lives as long as a traceback that it is in."""
         return 0
 
     cdef bint waiting(self) noexcept:
@@ -289,6 +295,7 @@ cdef class ReceiveOperation(Operation):
         front.need_here(self.name())
         if front.reader is not None:
             self.state = FINISHED            # it never became the reader, so it has nothing to leave
+            self.let_go()
             raise Busy("another task is already receiving here; one receiver at a time",
                        address=str(front.end.address), operation=self.name())
         if front.closing or front.end.closed or front.end.generation != generation():

@@ -23,6 +23,7 @@ cdef enum:
     MOST_TURNS = 64
 
 
+@cython.no_gc_clear                              # the collector would drop the view's object and leave it exported
 @cython.freelist(64)
 cdef class Read(ReceiveOperation):
     cdef int mode
@@ -92,14 +93,18 @@ cdef class Read(ReceiveOperation):
         return _MUST_WAIT
 
     cdef int leave(self) except -1:
-        if self.held:
-            self.held = False
-            PyBuffer_Release(&self.view)
+        self.let_go()
         if self.mode == EXACTLY and self.have < self.size:
             (<RawEndpoint> self.front.end).push_back(self.collected[:self.have])   # cancelled: nothing was read
         elif self.mode == UNTIL and self.collected:
             (<RawEndpoint> self.front.end).push_back(self.collected)
         return ReceiveOperation.leave(self)
+
+    cdef int let_go(self) except -1:
+        if self.held:
+            self.held = False
+            PyBuffer_Release(&self.view)
+        return 0
 
 
 install(Read)
