@@ -60,17 +60,21 @@ def start(wire: str, shared: mmap.mmap, answers: bool) -> tuple[int, anywire.syn
         return start_fifo(shared, answers)
     unix = f"unix:@anywire-kills-{os.getpid()}"
     address = {"tcp": "tcp://127.0.0.1:0", "unix": unix, "seqpacket": f"{unix}-packets?type=seqpacket"}[wire]
-    with anywire.sync.listen(address) as listener:
-        where = listener.addresses[0]
-        pid = os.fork()
-        if pid == 0:
-            receive(shared, listener.accept(), answers)
-            os._exit(0)
-        return pid, anywire.sync.connect(where)
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        listener = anywire.sync.listen(address)               # a forked child may not use its parent's
+        os.write(writing, str(listener.addresses[0]).encode())
+        receive(shared, listener.accept(), answers)
+        os._exit(0)
+    os.close(writing)
+    where = os.read(reading, 4096).decode()
+    os.close(reading)
+    return pid, anywire.sync.connect(where)
 
 
 def start_fifo(shared: mmap.mmap, answers: bool) -> tuple[int, anywire.sync.Channel]:
-    """The victim listens itself: a forked child gives up its copies of a FIFO's ends."""
+    """As above, with a name in a directory that is gone as soon as both are connected."""
     with tempfile.TemporaryDirectory() as directory:
         address = f"fifo://{directory}/kills?reply=true"
         pid = os.fork()
