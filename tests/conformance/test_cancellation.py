@@ -10,8 +10,10 @@ timeout argument on the blocking one. Interrupts by signal are in test_processes
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import time
+from typing import Any
 
 import pytest
 
@@ -19,8 +21,9 @@ import anywire
 
 from . import frames, roles
 from .fronts import ABANDONED
-from .marks import framed, holds, listening, ordered, reliable
+from .marks import connected, framed, holds, listening, ordered, reliable, two_way
 from .roles import message
+from .test_strangers import echo_server, echoes
 from .world import World
 
 CANCELLATION = "safe cancellation"
@@ -267,3 +270,30 @@ async def test_room_that_appears_as_the_first_sender_is_cancelled(world: World) 
     rest = peer.start(roles.receive_until_number, 10**7)
     await second
     await rest
+
+
+@holds(CANCELLATION, listening, two_way, connected, fronts=("async",))
+async def test_connect_and_close_abandoned_at_every_turn(world: World) -> None:
+    """A cancelled connect leaves nothing and hurts nobody; a cancelled close has dropped the connection."""
+
+    async def given_up(operation: Any, turns: int) -> Any:
+        task = asyncio.ensure_future(operation)
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            return await task
+
+    async with echo_server(world) as (address, handled):
+        connections = 0
+        for turns in range(20):
+            await given_up(world.connect(address), turns)
+            channel = await world.connect(address)
+            await echoes(channel, b"whole")
+            await given_up(channel.close(), turns)
+            connections += 1
+            if turns:                           # before its first step a close has not begun
+                assert channel.closed
+            channel.abort()
+        await echoes(await world.connect(address), b"still there")
+        assert len(handled) > connections
