@@ -31,7 +31,7 @@ cdef class InprocEndpoint(MessageEndpoint):
     cdef bint starved          # the other side found this inbox full and waits for room
     cdef bint ended            # this side sent its end
     cdef bint gone             # this side was released
-    cdef bint polite           # ... after its end
+    cdef bint polite           # this side closes, or was released after its end
     cdef object sleepers       # locks of blocking threads: they wait for anything to change
 
     def __init__(self):
@@ -82,7 +82,7 @@ cdef class InprocEndpoint(MessageEndpoint):
             self.raise_failure()
         if self.ended:
             raise ChannelClosed("send_eof() was called", address=str(self.address), operation="send")
-        if other is None or other.gone:
+        if other is None or other.gone or other.polite:
             if other is None or other.polite:
                 missing = self.sent - self.confirmed
                 raise ChannelClosed(f"the peer closed the channel; {missing} sent messages are unconfirmed",
@@ -157,7 +157,7 @@ cdef class InprocEndpoint(MessageEndpoint):
 
     def finish_steps(self, timeout):
         """Generator: the end goes after what was sent; nothing is to wait for, the queue is the peer's already."""
-        self.ended = True
+        self.ended = self.polite = True  # at once: what the other side sends after it saw the end would be lost
         self.tell(self.other)
         return
         yield
