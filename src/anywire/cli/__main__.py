@@ -2,8 +2,8 @@
 
 Owns: finding out whether click and rich, which only the command line needs, are installed. Without them it says in one
 line what to install, and ends with status 1. First of all, standard descriptors that are closed are taken, so that no
-socket gets their number. Until a command takes over, Ctrl-C ends the process as it ends a C
-program: nothing has begun yet, and a traceback out of an import would help nobody.
+socket gets their number. Until a command takes over, Ctrl-C ends the process as it ends a C program: nothing has begun
+yet, and a traceback out of an import would help nobody.
 """
 
 from __future__ import annotations

@@ -374,7 +374,7 @@ cdef class Channel(BlockingFront):
                         try:
                             PyErr_CheckSignals()
                         except BaseException:
-                            end.give_back(PyBytes_FromStringAndSize(<char*> view.buf, n))
+                            end.give_back([PyBytes_FromStringAndSize(<char*> view.buf, n)])
                             raise
                         return n
                     self.wait_input(limit, deadline, timeout, "recv_into")
@@ -394,7 +394,6 @@ cdef class Channel(BlockingFront):
     def recv_many(self, Py_ssize_t limit=1024, *, timeout=None):
         """At least one message and at most `limit`: all that are here now. Raises what `recv` raises."""
         cdef object first
-        cdef list messages
         if limit < 1:
             raise ValueError(f"recv_many needs a limit of at least 1, not {limit}")
         first = self.receive(MESSAGE, timeout, "recv_many")
@@ -403,13 +402,7 @@ cdef class Channel(BlockingFront):
         except AnywireError:
             return [first]               # another thread was quicker (a close, say); what was taken is not lost
         try:
-            messages = self.end.next_messages(first, limit)
-            try:
-                PyErr_CheckSignals()
-            except BaseException:
-                self.end.give_back_all(messages)
-                raise
-            return messages
+            return self.end.after_signals(self.end.next_messages(first, limit))
         finally:
             PyThread_release_lock(self.recv_lock)
 

@@ -87,15 +87,13 @@ cdef class MessageEndpoint:
     cdef int put_status                  # of the last message of put_messages
     cdef int wake_fd                     # blocking front: wakes the threads that wait in poll, once and for all
     cdef int waiters                     # threads that wait there
-    cdef object kept                     # a message that did not fit into a buffer: it is the next one
-    cdef list returned                   # taken by a recv_many that a signal ended, last one first: these come next
+    cdef list returned                   # taken and not handed out (a signal, a small buffer), last one first: these come next
     cdef object next_message(self, bint block)
     cdef object next_fds_message(self, bint block)
     cdef Py_ssize_t next_message_into(self, char* p, Py_ssize_t size, bint block) except -2
     cdef int need_nothing_returned(self) except -1
-    cdef int give_back(self, object message) except -1
-    cdef int give_back_all(self, list messages) except -1
-    cdef object after_signals(self, object message)
+    cdef int give_back(self, list messages) except -1
+    cdef object after_signals(self, object taken)
     cdef list next_messages(self, object first, Py_ssize_t limit)
     cdef object take_message(self, bint block)
     cdef Py_ssize_t take_message_into(self, char* p, Py_ssize_t size, bint block) except -2

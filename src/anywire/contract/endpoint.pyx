@@ -428,7 +428,7 @@ cdef class MessageEndpoint:
         self.turns = 0
 
     cdef object next_message(self, bint block):
-        """What the fronts receive: first what an interrupted `next_messages` took, then `take_message`."""
+        """What the fronts receive: first what was taken and not handed out, then `take_message`."""
         if self.returned is None:
             return self.take_message(block)
         message = self.returned.pop()
@@ -449,26 +449,28 @@ cdef class MessageEndpoint:
             return self.next_message(block), []
         return self.take_fds_message(block)
 
-    cdef int give_back(self, object message) except -1:
-        """A message that was taken and not handed out is the next one again."""
+    cdef int give_back(self, list messages) except -1:
+        """Messages that were taken and not handed out are the next ones again, in their order."""
         if self.returned is None:
             self.returned = []
-        self.returned.append(message)
+        self.returned.extend(reversed(messages))
         return 0
 
-    cdef object after_signals(self, object message):
-        """`message`, or back with it when a signal handler raises. The interpreter runs handlers as soon as the call
-        returns, before the caller has the result; those that are due are run while the message can still be kept."""
+    cdef object after_signals(self, object taken):
+        """`taken`, a message or a list of them, or back with it when a signal handler raises. The interpreter runs
+        handlers as soon as the call returns, before the caller has the result; those that are due are run while what
+        was taken can still be kept."""
         try:
             PyErr_CheckSignals()
         except BaseException:
-            self.give_back(message)
+            self.give_back(taken if type(taken) is list else [taken])
             raise
-        return message
+        return taken
 
     cdef int need_nothing_returned(self) except -1:
         if self.returned is not None:
-            raise ChannelClosed(f"{len(self.returned)} messages of an interrupted recv_many wait: take them before detach()",
+            raise ChannelClosed(f"{len(self.returned)} messages of an interrupted recv_many, or too large for a "
+                                "recv_into, wait: take them before detach()",
                                 address=str(self.address), operation="detach")
         return 0
 
@@ -486,20 +488,11 @@ cdef class MessageEndpoint:
         except AnywireError:
             pass
         except BaseException:
-            self.give_back_all(out)
+            self.give_back(out)
             raise
         return out
 
-    cdef int give_back_all(self, list messages) except -1:
-        cdef Py_ssize_t i
-        for i in range(len(messages) - 1, -1, -1):
-            self.give_back(messages[i])
-        return 0
-
     cdef object take_message(self, bint block):
-        if self.kept is not None:
-            message, self.kept = self.kept, None
-            return message
         if self.broken:
             self.raise_failure()
         message = self.take()
@@ -515,7 +508,7 @@ cdef class MessageEndpoint:
         try:
             return copy_message(message, p, size, self.address)
         except BufferError:
-            self.kept = message
+            self.give_back([message])
             raise
 
     cdef int stop_into(self) except -1:

@@ -292,7 +292,8 @@ cdef class ReceiveOperation(Operation):
 
     cdef int enter(self) except -1:
         cdef Front front = self.front
-        front.need_here(self.name())
+        if front.elsewhere():
+            front.need_here(self.name())     # a Python call for the name only where it is needed
         if front.reader is not None:
             self.state = FINISHED            # it never became the reader, so it has nothing to leave
             self.let_go()
