@@ -205,13 +205,13 @@ def send_numbers(peer: PeerSide, count: int, size: int = 8, start: int = 0, batc
         peer.channel.send_many([message(number, size) for number in range(first, last)], timeout=20)
 
 
-def send_numbers_slowly(peer: PeerSide, count: int, size: int, seed: int) -> None:
-    """One by one with random short pauses, so that the receiver often waits and often doesn't."""
-    chance = random.Random(seed)
-    for number in range(count):
+def send_numbers_slowly(peer: PeerSide, first: int, last: int, size: int, pause: float) -> None:
+    """One by one with random pauses of up to so many seconds: the receiver often waits and often doesn't."""
+    chance = random.Random(first)
+    for number in range(first, last):
         peer.channel.send(message(number, size), timeout=20)
         if chance.random() < 0.3:
-            time.sleep(chance.random() / 2000)
+            time.sleep(chance.random() * pause)
 
 
 def send_until_blocked(peer: PeerSide, size: int) -> int:

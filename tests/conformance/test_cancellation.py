@@ -69,11 +69,17 @@ async def test_recv_with_a_timeout_says_so(world: World) -> None:
 async def test_a_thousand_random_abandonments_under_load(world: World) -> None:
     channel, peer = await world.open("receive")
     chance = random.Random(world.setup.name + world.front.name)
-    sending = peer.start(roles.send_numbers_slowly, 1500, 300, 7)
     numbers: list[int] = []
-    abandoned = 0
+    abandoned = expected = 0
+    pause = 1 / 2000
+    sending = asyncio.ensure_future(asyncio.sleep(0))
     buffer = bytearray(300)
-    while len(numbers) < 1500:
+    while expected < 1500 or abandoned < 20 or len(numbers) < expected:
+        if len(numbers) == expected:  # a receiver that is slow (a busy machine, a sanitizer) gets longer pauses
+            await sending
+            sending = peer.start(roles.send_numbers_slowly, expected, expected + 500, 300, pause)
+            expected += 500
+            pause *= 1.5
         way = chance.choice(world.front.ways_to_abandon)
         turns = chance.randrange(5)
         kind = chance.randrange(3)
@@ -90,8 +96,7 @@ async def test_a_thousand_random_abandonments_under_load(world: World) -> None:
         numbers += map(roles.number_of, batch)
         if got is ABANDONED and abandoned > 1000:
             numbers.append(roles.number_of(await channel.recv()))
-    assert numbers == list(range(1500))
-    assert abandoned >= 20, "the load was so high that nothing was abandoned"
+    assert numbers == list(range(expected))
     await sending
 
 
