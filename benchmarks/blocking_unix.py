@@ -12,13 +12,12 @@ which `send_many` and `recv_many` do without threads ("many").
 from __future__ import annotations
 
 import contextlib
-import tempfile
-from pathlib import Path
 
+from anywire.cli.calls import calls_more, strace
 from anywire.cli.contenders import Contender, contenders, key
 from anywire.cli.measure import size_name, turns
 from anywire.cli.pair import Failed, Pair
-from benchmarks.harness import CLIENT_CORE, SERVER_CORE, Report, options, strace
+from benchmarks.harness import CLIENT_CORE, SERVER_CORE, Report, options
 
 SIZES = (64, 1 << 10, 64 << 10, 1 << 20, 16 << 20)
 SMALL = (64, 1 << 10)
@@ -31,28 +30,14 @@ SENDS = ("sendto", "sendmsg", "write", "writev")
 RECEIVES = ("recvfrom", "recvmsg", "read", "readv")
 
 
-def count_calls(contender: Contender, size: int, count: int) -> dict[str, int]:
-    """System calls that both processes of a pair make for `count` round trips, by name, with what surrounds them."""
-    with tempfile.TemporaryDirectory() as directory:
-        # One file a process, since two of them can't share one.
-        wrap = ["sh", "-c", f'exec strace -f -c -o "{directory}/$$" "$@"', "strace"]
-        with Pair(contender, SERVER_CORE, CLIENT_CORE, wrap=wrap) as pair:
-            pair.phase("echo", size, count)
-        calls: dict[str, int] = {}
-        for file in Path(directory).iterdir():
-            for line in file.read_text().splitlines():
-                words = line.split()
-                # % time, seconds, usecs/call, calls, (errors,) name
-                if len(words) >= 5 and words[3].isdigit() and words[-1] != "total":
-                    calls[words[-1]] = calls.get(words[-1], 0) + int(words[3])
-    return calls
-
-
 def calls_per_message(contender: Contender, size: int) -> dict[str, float]:
-    """The same for one message alone: what 1 000 more round trips (2 000 messages) add."""
-    few, many = count_calls(contender, size, 200), count_calls(contender, size, 1200)
-    added = {name: (many[name] - few.get(name, 0)) / 2000 for name in many}
-    return {name: number for name, number in sorted(added.items()) if number >= 0.01}
+    """System calls of both processes for one message, by name; a round trip is two messages."""
+    added = calls_more(
+        lambda wrap: Pair(contender, SERVER_CORE, CLIENT_CORE, wrap),
+        lambda pair, count: pair.phase("echo", size, count),
+        200, 1200,
+    )
+    return {name: number / 2 for name, number in added.items() if number / 2 >= 0.01}
 
 
 def show_calls(report: Report, here: dict[str, Contender]) -> None:

@@ -9,7 +9,6 @@ their standard input does.
 from __future__ import annotations
 
 import argparse
-import functools
 import json
 import os
 import select
@@ -212,8 +211,3 @@ def load(
     # Under many connections one of the two always has work to do.
     figures["busy"] = max(figures["client_load"], figures["rate"] * figures["server_cpu_us"] / 1e6)
     return figures
-
-
-@functools.cache
-def strace() -> str | None:
-    return shutil.which("strace")

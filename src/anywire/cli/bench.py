@@ -12,17 +12,18 @@ import importlib
 import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import click
+from click.core import ParameterSource
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 from anywire.cli.contenders import Contender, contenders, key
+from anywire.cli.copies import copies
 from anywire.cli.measure import Results, cores, human, machine, machine_line, size_name, times, turns
 from anywire.cli.pair import Failed, Pair
-from anywire.cli.parameters import Names, plot_option
+from anywire.cli.parameters import Names, Sizes, plot_option
 from anywire.cli.signals import Stopped, die_of, stoppable
 
 WIRES = ("unix", "seqpacket", "tcp", "tls", "udp", "pipe", "fifo")
@@ -169,30 +170,14 @@ def plot(results: Results, sizes: Sequence[int], file: Path) -> None:
     figure.savefig(file, dpi=120)
 
 
-class Sizes(click.ParamType):  # type: ignore[type-arg] # generic since click 8.2 only
-    """`64,1k,64k,1m`: message sizes in bytes."""
-
-    name = "sizes"
-
-    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> tuple[int, ...]:
-        if not isinstance(value, str):
-            return tuple(value)
-        found = []
-        for word in value.split(","):
-            number, unit = word.strip().lower(), 1
-            if number[-1:] in ("k", "m"):
-                number, unit = number[:-1], {"k": 1 << 10, "m": 1 << 20}[number[-1]]
-            if not number.isdigit() or not 1 <= int(number) * unit <= 64 << 20:
-                self.fail(f"{word!r} is not a size from 1 to 64m; write for example 64,1k,64k,1m")
-            found.append(int(number) * unit)
-        return tuple(dict.fromkeys(found))
-
-
-@click.command(
+@click.group(
+    invoke_without_command=True,
+    subcommand_metavar="[COMMAND]",
     epilog="""\b
 Examples:
   anywire bench
   anywire bench --wires unix,tcp --sizes 64,1m --plot bench.svg
+  anywire bench copies            a file from one process to another, by each way
 """
 )
 @click.option("--rounds", type=click.IntRange(1, 1000), default=3, show_default=True, help="Rounds; they alternate.")
@@ -203,7 +188,9 @@ Examples:
               help="Blocking calls, asyncio.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
 @plot_option
+@click.pass_context
 def bench(
+    context: click.Context,
     rounds: int,
     seconds: float,
     sizes: tuple[int, ...],
@@ -218,6 +205,10 @@ def bench(
     multiprocessing.Pipe, a bare socket pair, asyncio streams framed by hand, pyzmq and pynng if they are installed.
     Contenders take turns; a ratio is the median of each round's ratio. Absolute figures drift, ratios hold.
     """
+    if (command := context.invoked_subcommand) is not None:
+        if any(context.get_parameter_source(name) is ParameterSource.COMMANDLINE for name in context.params):
+            raise click.UsageError(f"write options after the command: anywire bench {command} ...")
+        return
     console, notes = Console(), Console(stderr=True)
     wanted = pick(wires, fronts)
     here = [contender for contender in wanted if not contender.missing]
@@ -249,6 +240,9 @@ def bench(
         notes.print(f"plot: {plot_file}", highlight=False, soft_wrap=True)
     if results.errors:
         raise SystemExit(1)
+
+
+bench.add_command(copies)
 
 
 if __name__ == "__main__":

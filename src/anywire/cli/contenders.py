@@ -115,7 +115,7 @@ def key(contender: Contender) -> str:
 # ---- blocking sides: opener(role, address, announce, stack) -> Side
 
 
-def _anywire(role: str, address: str, announce: Announce, stack: ExitStack) -> Any:
+def anywire_channel(role: str, address: str, announce: Announce, stack: ExitStack) -> Any:
     sync = importlib.import_module("anywire.sync")
     if role == "client":
         return stack.enter_context(sync.connect(address, max_message=64 << 20))
@@ -125,12 +125,12 @@ def _anywire(role: str, address: str, announce: Announce, stack: ExitStack) -> A
 
 
 def open_anywire(role: str, address: str, announce: Announce, stack: ExitStack) -> Side:
-    channel = _anywire(role, address, announce, stack)
+    channel = anywire_channel(role, address, announce, stack)
     return lambda size: (channel.send, channel.recv)
 
 
 def open_anywire_into(role: str, address: str, announce: Announce, stack: ExitStack) -> Side:
-    channel = _anywire(role, address, announce, stack)
+    channel = anywire_channel(role, address, announce, stack)
 
     def side(size: int) -> Calls:
         buffer = memoryview(bytearray(size))
@@ -145,7 +145,7 @@ def open_anywire_into(role: str, address: str, announce: Announce, stack: ExitSt
 
 
 def open_anywire_many(role: str, address: str, announce: Announce, stack: ExitStack) -> Side:
-    channel = _anywire(role, address, announce, stack)
+    channel = anywire_channel(role, address, announce, stack)
     return lambda size: (channel.send_many, channel.recv_many)
 
 

@@ -1,8 +1,9 @@
-"""Two processes that talk: starts a contender's server and client on CPUs of their own and tells them what to do.
+"""Two processes that talk: starts a server and a client on CPUs of their own and tells them what to do.
 
-Used by `anywire bench` and `benchmarks/blocking_unix.py`, on the main thread. Both children live as long as the
-`Pair`, so that rounds alternate without starting interpreters; they sleep while others are measured. A child that
-fails or hangs raises `Failed`, with its last line of standard error; `close` never leaves one behind.
+Used by `anywire bench`, `anywire bench copies` and benchmarks of this repository, on the main thread. Both children
+live as long as their `Children`, so that rounds alternate without starting interpreters; they sleep while others are
+measured. A child that fails or hangs raises `Failed`, with its last line of standard error; `close` never leaves one
+behind.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -32,14 +33,47 @@ class Failed(Exception):
     """A contender could not do what it was told; the text says why in one line."""
 
 
+# Descriptors of the server and of the client, and what each is told as its address.
+Made = tuple[tuple[int, ...], tuple[int, ...], str, str]
+
+
+def _socketpair() -> Made:
+    server, client = (end.detach() for end in socket.socketpair())
+    return (server,), (client,), str(server), str(client)
+
+
+def _pipe() -> Made:
+    to_client, from_server = os.pipe()
+    return (from_server,), (to_client,), str(from_server), str(to_client)
+
+
+def _pipes() -> Made:
+    (to_server, from_client), (to_client, from_server) = os.pipe(), os.pipe()
+    server, client = f"pipe:?read={to_server}&write={from_server}", f"pipe:?read={to_client}&write={from_client}"
+    return (to_server, from_server), (to_client, from_client), server, client
+
+
+def _memory() -> Made:
+    memory = os.memfd_create("anywire-bench")
+    both = os.dup(memory)
+    return (memory,), (both,), str(memory), str(both)
+
+
+# What the parent makes for both.
+INHERITED: dict[str, Callable[[], Made]] = {
+    "socketpair": _socketpair,
+    "pipe": _pipe,                  # from the server to the client
+    "pipes": _pipes,                # one each way, as anywire's address for it
+    "memory": _memory,              # a memory file that is still empty
+}
+
+
 class _Child:
-    def __init__(
-        self, contender: Contender, role: str, core: int, address: str, fds: Sequence[int], wrap: Sequence[str]
-    ) -> None:
+    def __init__(self, command: Sequence[str], fds: Sequence[int]) -> None:
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the child
         self.answers = b""
         self.process = subprocess.Popen(
-            [*wrap, sys.executable, "-m", "anywire.cli.contenders", key(contender), role, str(core), address],
+            command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.errors,
@@ -54,19 +88,30 @@ class _Child:
         except BrokenPipeError:
             raise self.failure("ended") from None
 
-    def answer(self, patience: float) -> dict[str, Any]:
+    def fileno(self) -> int:
+        """Readable when it says something, or has ended."""
         assert self.process.stdout is not None
-        fd, deadline = self.process.stdout.fileno(), time.monotonic() + patience
-        while b"\n" not in self.answers:
-            if not select.select([fd], [], [], max(0.0, deadline - time.monotonic()))[0]:
-                raise self.failure(f"no answer within {patience:.0f} s")
-            more = os.read(fd, 65536)
-            if not more:
-                raise self.failure("ended")
-            self.answers += more
-        line, _, self.answers = self.answers.partition(b"\n")
+        return self.process.stdout.fileno()
+
+    def heard(self) -> dict[str, Any] | None:
+        """Its next answer, if that has been read."""
+        line, newline, rest = self.answers.partition(b"\n")
+        if not newline:
+            return None
+        self.answers = rest
         answer: dict[str, Any] = json.loads(line)
         return answer
+
+    def hear(self) -> None:
+        """Read what it says."""
+        more = os.read(self.fileno(), 65536)
+        if not more:
+            raise self.failure("ended")
+        self.answers += more
+
+    def answer(self, patience: float) -> dict[str, Any]:
+        """Its next answer; Failed if it ends, or says nothing for `patience` seconds."""
+        return _answers([self], patience)[0]
 
     def failure(self, what: str) -> Failed:
         if what == "ended":
@@ -94,39 +139,70 @@ class _Child:
         self.errors.close()
 
 
-class Pair:
-    """The two children of one contender.
+def _answers(children: Sequence[_Child], patience: float) -> list[dict[str, Any]]:
+    """The next answer of each. The first that ends fails all: the others may wait for it for ever."""
+    found: dict[_Child, dict[str, Any]] = {}
+    deadline = time.monotonic() + patience
+    while True:
+        for child in children:
+            if child not in found and (answer := child.heard()) is not None:
+                found[child] = answer
+        missing = [child for child in children if child not in found]
+        if not missing:
+            return [found[child] for child in children]
+        ready = select.select(missing, [], [], max(0.0, deadline - time.monotonic()))[0]
+        if not ready:
+            raise missing[0].failure(f"no answer within {patience:.0f} s")
+        for child in ready:
+            child.hear()
 
-    Parameters: the CPUs of server and client; `wrap`, a command to start both children under (strace and the like).
-    Raises `Failed` when they don't come up.
+
+class Children:
+    """A server and a client, each `python -m PROGRAM NAME ROLE CORE ADDRESS *more`.
+
+    Each says `{"address": ...}` on standard output once it is ready, the server first, and is then told orders.
+    Parameters: `address` may hold `{directory}` (theirs alone, removed at the end) and `{name}` (that directory's);
+    `inherits`, a key of INHERITED, takes its place; `trust` is what the client adds to the server's address;
+    `wrap`, a command to start both children under (strace and the like). Raises `Failed` when they don't come up.
     """
 
-    def __init__(self, contender: Contender, server_core: int, client_core: int, wrap: Sequence[str] = ()):
-        self.contender = contender
-        self.counts: dict[tuple[str, int], int] = {}
+    def __init__(
+        self,
+        program: str,
+        name: str,
+        address: str,
+        server_core: int,
+        client_core: int,
+        *,
+        inherits: str = "",
+        trust: str = "",
+        more: Sequence[str] = (),
+        wrap: Sequence[str] = (),
+    ) -> None:
         self.children: list[_Child] = []
         self.directory = tempfile.TemporaryDirectory(prefix="anywire-bench-")
-        server_address = client_address = contender.address.format(directory=self.directory.name)
+        directory = Path(self.directory.name)
+        server_address = client_address = address.format(directory=directory, name=directory.name)
         server_fds: tuple[int, ...] = ()
         client_fds: tuple[int, ...] = ()
-        if contender.inherits == "socketpair":
-            server_fds, client_fds = ((end.detach(),) for end in socket.socketpair())
-            server_address, client_address = str(server_fds[0]), str(client_fds[0])
-        elif contender.inherits == "pipes":
-            (to_server, from_client), (to_client, from_server) = os.pipe(), os.pipe()
-            server_fds, client_fds = (to_server, from_server), (to_client, from_client)
-            server_address = f"pipe:?read={to_server}&write={from_server}"
-            client_address = f"pipe:?read={to_client}&write={from_client}"
+        if inherits:
+            server_fds, client_fds, server_address, client_address = INHERITED[inherits]()
+
+        def start(role: str, core: int, address: str, fds: Sequence[int]) -> _Child:
+            command = [*wrap, sys.executable, "-m", program, name, role, str(core), address, *more]
+            self.children.append(_Child(command, fds))
+            return self.children[-1]
+
         try:
-            if contender.trust:
-                make_certificates(Path(self.directory.name))
-            self.server = self._start("server", server_core, server_address, server_fds, wrap)
+            if trust:
+                make_certificates(directory)
+            self.server = start("server", server_core, server_address, server_fds)
             announced = self.server.answer(PATIENCE)["address"]
-            if not contender.inherits:
+            if not inherits:
                 client_address = announced
-            if contender.trust:
-                client_address += "?" + contender.trust.format(directory=self.directory.name)
-            self.client = self._start("client", client_core, client_address, client_fds, wrap)
+            if trust:
+                client_address += "?" + trust.format(directory=directory)
+            self.client = start("client", client_core, client_address, client_fds)
             self.client.answer(PATIENCE)
         except NoAuthority as error:
             self.close()
@@ -138,10 +214,38 @@ class Pair:
             for fd in (*server_fds, *client_fds):
                 os.close(fd)
 
-    def _start(self, role: str, core: int, address: str, fds: Sequence[int], wrap: Sequence[str]) -> _Child:
-        child = _Child(self.contender, role, core, address, fds, wrap)
-        self.children.append(child)
-        return child
+    def answers(self, patience: float) -> list[dict[str, Any]]:
+        """The next answer of the server and of the client; `patience` in seconds. Failed as soon as one has ended."""
+        return _answers([self.server, self.client], patience)
+
+    def close(self) -> None:
+        """End both children (killed if they don't end by themselves) and remove their directory."""
+        for child in self.children:
+            child.dismiss()
+        for child in self.children:
+            child.close()
+        self.children.clear()
+        self.directory.cleanup()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Pair(Children):
+    """The two children of one contender; the parameters are those of `Children`."""
+
+    def __init__(self, contender: Contender, server_core: int, client_core: int, wrap: Sequence[str] = ()) -> None:
+        self.contender = contender
+        self.counts: dict[tuple[str, int], int] = {}
+        super().__init__(
+            "anywire.cli.contenders", key(contender), contender.address, server_core, client_core,
+            inherits=contender.inherits, trust=contender.trust, wrap=wrap,
+        )
 
     def phase(self, phase: str, size: int, count: int, seconds: float = 0.0) -> dict[str, float]:
         """Do `phase` with `count` messages of `size` bytes; `seconds` is how long that should take.
@@ -151,7 +255,7 @@ class Pair:
         order = {"phase": phase, "size": size, "count": count}
         self.server.tell(order)
         self.client.tell(order)
-        client, server = self.client.answer(PATIENCE + seconds), self.server.answer(PATIENCE + seconds)
+        server, client = self.answers(PATIENCE + seconds)
         # CLOCK_MONOTONIC is one clock for all processes of a host: clock_gettime(2).
         ended = client["ended"] if phase == "echo" else server["ended"]
         wall = (ended - client["began"]) / 1e9
@@ -173,20 +277,3 @@ class Pair:
             "client_cpu_us": done["client"] / count * 1e6,
             "server_cpu_us": done["server"] / count * 1e6,
         }
-
-    def close(self) -> None:
-        """End both children (killed if they don't end by themselves) and remove their directory."""
-        for child in self.children:
-            child.dismiss()
-        for child in self.children:
-            child.close()
-        self.children.clear()
-        self.directory.cleanup()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

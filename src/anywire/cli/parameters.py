@@ -42,6 +42,51 @@ class Names(click.ParamType):  # type: ignore[type-arg] # generic since click 8.
         ]
 
 
+UNITS = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
+
+
+class Sizes(click.ParamType):  # type: ignore[type-arg] # generic since click 8.2 only
+    """`64,1k,64k,1m`: sizes in bytes. Parameters: the largest that is allowed, and an example for an error."""
+
+    name = "sizes"
+
+    def __init__(self, largest: str = "64m", example: str = "64,1k,64k,1m") -> None:
+        self.largest, self.example = largest, example
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> tuple[int, ...]:
+        """Split it, and refuse what is no size."""
+        if not isinstance(value, str):
+            return tuple(value)
+        found = []
+        for word in value.split(","):
+            size = size_of(word)
+            if not 1 <= size <= size_of(self.largest):
+                self.fail(f"{word!r} is not a size from 1 to {self.largest}; write for example {self.example}")
+            found.append(size)
+        return tuple(dict.fromkeys(found))
+
+
+class Size(Sizes):
+    """One of them."""
+
+    name = "size"
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
+        if not isinstance(value, str):
+            return value
+        if "," in value:
+            self.fail(f"{value!r} is more than one size")
+        return super().convert(value, parameter, context)[0]
+
+
+def size_of(word: str) -> int:
+    """`64`, `1k`, `64m`, `1g` in bytes; -1 if it is none of these."""
+    number, unit = word.strip().lower(), 1
+    if number[-1:] in UNITS:
+        number, unit = number[:-1], UNITS[number[-1]]
+    return int(number) * unit if number.isascii() and number.isdigit() else -1
+
+
 def _matplotlib_is_here(context: click.Context, parameter: click.Parameter, file: Path | None) -> Path | None:
     # Found out before the run, not after it.
     if file is not None and importlib.util.find_spec("matplotlib") is None:
