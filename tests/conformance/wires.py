@@ -44,6 +44,7 @@ class Setup:
     framed: bool = True  # our frames travel on it, so raw bytes can be tested
     processes: bool = True  # the peer is a process of its own
     first_byte: bool = False  # a listener learns of a stream's writer by the first byte
+    moves: bool = True  # an open connection can go to another process
     shape: str = "listener"  # "listener", or "pair" (an anonymous pipe made by one process for both)
     largest: int = 20 * MIB  # bytes: the largest message that the size scenario sends, above the default limit's 16 MiB
     empty: bool = True  # an empty message is a message
@@ -79,6 +80,10 @@ def _file_left(address: str) -> bool:
 
 def _abstract_left(address: str) -> bool:
     return address.split("unix:", 1)[1].split("?")[0] in Path("/proc/net/unix").read_text()
+
+
+def _shm_left(address: str) -> bool:
+    return "@anywire/shm/" + address.split("//", 1)[1].split("?")[0] in Path("/proc/net/unix").read_text()
 
 
 @cache
@@ -120,11 +125,21 @@ PIPE = Promise("stream", True, "yes", True, True, "at once", True, False, "inher
 FIFO_ONE = Promise("stream", False, "yes", True, True, "as end", False, False, "file mode")
 FIFO_MANY = Promise("message", False, "per writer", True, False, "no", False, False, "file mode")
 FIFO_REPLY = Promise("stream", True, "yes", True, True, "at once", True, False, "file mode")
+SHM = Promise("message", True, "yes", True, True, "at once", True, False, "process")
 INPROC = Promise("message", True, "yes", True, True, "no", True, False, "none")
 
 SETUPS = [
     Setup("tcp", TCP, lambda directory: "tcp://127.0.0.1:0"),
     Setup("inproc", INPROC, lambda directory: f"inproc://{_unique()}", framed=False, processes=False),
+    # A small pool: it is what back-pressure is bounded by, and the largest message must stream through it.
+    Setup(
+        "shm",
+        SHM,
+        lambda directory: f"shm://{_unique()}?pool=4MiB",
+        framed=False,
+        moves=False,
+        name_left=_shm_left,
+    ),
     Setup("unix", STREAM, lambda directory: f"unix://{directory}/socket", name_left=_file_left),
     Setup("abstract", STREAM, lambda directory: f"unix:@{_unique()}", name_left=_abstract_left),
     Setup(
@@ -135,7 +150,14 @@ SETUPS = [
         largest=100 * KIB,
         name_left=_file_left,
     ),
-    Setup("tls", TLS, _tls_listen, dial_options=lambda directory: {"ca": certificates()[0]}, again=_tls_again),
+    Setup(
+        "tls",
+        TLS,
+        _tls_listen,
+        moves=False,
+        dial_options=lambda directory: {"ca": certificates()[0]},
+        again=_tls_again,
+    ),
     Setup("udp", UDP, lambda directory: "udp://127.0.0.1:0", framed=False, largest=60 * KIB, announced=False),
     Setup("pipe", PIPE, lambda directory: "pipe:", shape="pair"),
     Setup("pipe-one-way", PIPE, lambda directory: "pipe:", shape="pair", two_way=False),

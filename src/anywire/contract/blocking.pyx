@@ -34,7 +34,7 @@ cdef extern from "pythread.h":
     unsigned long PyThread_get_thread_ident() nogil
 
 cdef enum:
-    MESSAGE, INTO, FDS
+    MESSAGE, VIEW, FDS
     ONE, MANY, CALL
 
 
@@ -329,8 +329,7 @@ cdef class Channel(BlockingFront):
 
         Parameters: `timeout`, seconds, None for ever.
         Raises EndOfChannel, PeerLost, BadFrame, TooLarge, TimedOut, Busy, ChannelClosed, Forked."""
-        cdef object message = self.receive(MESSAGE, timeout, "recv")
-        return message if copy else memoryview(message).toreadonly()
+        return self.receive(MESSAGE if copy else VIEW, timeout, "recv")
 
     cdef object receive(self, int mode, object timeout, str operation):
         cdef MessageEndpoint end = self.end
@@ -340,7 +339,9 @@ cdef class Channel(BlockingFront):
         self.start_receiving(operation)
         try:
             while True:
-                if mode == FDS:
+                if mode == VIEW:
+                    message = end.next_view(timeout is None and not end.unread_output)
+                elif mode == FDS:
                     message = end.next_fds_message(timeout is None and not end.unread_output)
                 else:
                     message = end.next_message(timeout is None and not end.unread_output)
@@ -421,9 +422,11 @@ cdef class Channel(BlockingFront):
             raise StopIteration from None
 
     def loan(self, Py_ssize_t nbytes):
-        """Writable memory of `nbytes` bytes for one message: fill it, then `send(loan)`."""
+        """Writable memory of `nbytes` bytes for one message: fill it, then `send(loan)`. On shared memory nothing is copied.
+
+        When the wire's pool has no place now the loan is private memory, and its `send` copies, and waits like any other."""
         self.check("loan")
-        return Loan(nbytes)
+        return self.end.make_loan(nbytes)
 
 
 cdef int need_fds(MessageEndpoint end, str operation) except -1:

@@ -53,6 +53,8 @@ cdef class Receive(ReceiveOperation):
                 message = end.next_message(False)
             except EndOfChannel:
                 raise StopAsyncIteration from None
+        elif self.mode == VIEW:
+            message = end.next_view(False)
         elif self.mode == FDS:
             message = end.next_fds_message(False)
         else:
@@ -62,8 +64,6 @@ cdef class Receive(ReceiveOperation):
             return _MUST_WAIT
         if end.unread_output:
             self.front.watch(2)                  # a confirmation that went only in part
-        if self.mode == VIEW:
-            return memoryview(message).toreadonly()
         if self.mode == BATCH:
             return end.next_messages(message, self.limit)
         return message
@@ -192,9 +192,11 @@ cdef class Channel(Front):
         return sending(self, self.end.try_eof, CALL, timeout)
 
     def loan(self, Py_ssize_t nbytes):
-        """Writable memory of `nbytes` bytes for one message: fill it, then `send(loan)`."""
+        """Writable memory of `nbytes` bytes for one message: fill it, then `send(loan)`. On shared memory nothing is copied.
+
+        When the wire's pool has no place now the loan is private memory, and its `send` copies, and waits like any other."""
         self.check("loan")
-        return Loan(nbytes)
+        return self.end.make_loan(nbytes)
 
 
 cdef int need_fds(MessageEndpoint end, str operation) except -1:

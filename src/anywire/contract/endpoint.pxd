@@ -39,6 +39,7 @@ cdef class Loan:
     cdef char* memory
     cdef readonly Py_ssize_t nbytes
     cdef Py_ssize_t exports
+    cdef bint private                    # the memory is its own
     cdef public bint sent
     cdef int need_open(self) except -1
 
@@ -70,6 +71,9 @@ cdef class MessageEndpoint:
     cdef public object address
     cdef public object peer
     cdef public object wire
+    cdef public bint doorbell            # one descriptor rings for both, data and room: it is only ever read
+    cdef public bint asynchronous        # its front is the async one (set for endpoints with a doorbell)
+    cdef public int death_fd             # with a doorbell: readable when the peer process is dead, -1: none
     cdef public double wake_at           # monotonic seconds: a receiver that waits tries again then; 0: never
     cdef public Py_ssize_t max_message
     cdef public bint closed              # this side closed or aborted
@@ -90,6 +94,10 @@ cdef class MessageEndpoint:
     cdef list returned                   # taken and not handed out (a signal, a small buffer), last one first: these come next
     cdef object next_message(self, bint block)
     cdef object next_fds_message(self, bint block)
+    cdef object next_view(self, bint block)
+    cdef object take_view(self, bint block)
+    cdef int rung(self) except -1
+    cdef bint hung_up(self) noexcept
     cdef Py_ssize_t next_message_into(self, char* p, Py_ssize_t size, bint block) except -2
     cdef int need_nothing_returned(self) except -1
     cdef int give_back(self, list messages) except -1

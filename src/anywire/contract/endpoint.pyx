@@ -180,16 +180,21 @@ cdef class Loan:
     Supports the buffer protocol; `len(loan)` is its size in bytes. After the send it can't be opened again. Not thread-safe.
     """
 
-    def __cinit__(self, Py_ssize_t nbytes):
+    def __cinit__(self, Py_ssize_t nbytes, bint private=True):
         if nbytes < 0:
             raise ValueError(f"a loan needs a size of at least 0 bytes, not {nbytes}")
+        self.private = private
+        if not private:                  # a wire's own memory: it sets `memory`, and gives it back
+            self.nbytes = nbytes
+            return
         self.memory = <char*> PyMem_RawMalloc(nbytes if nbytes else 1)
         if self.memory == NULL:
             raise MemoryError(f"no memory for a loan of {nbytes} bytes")
         self.nbytes = nbytes
 
     def __dealloc__(self):
-        PyMem_RawFree(self.memory)
+        if self.private:
+            PyMem_RawFree(self.memory)
 
     def __len__(self):
         return self.nbytes
@@ -310,7 +315,7 @@ cdef class MessageEndpoint:
     """
 
     def __cinit__(self, *args, **keywords):
-        self.read_fd = self.write_fd = self.wake_fd = -1
+        self.read_fd = self.write_fd = self.wake_fd = self.death_fd = -1
         self.max_message = 16 << 20
         self.generation = _generation
         self.want = READ
@@ -395,6 +400,19 @@ cdef class MessageEndpoint:
         """The byte endpoint below, None for native message wires."""
         return None
 
+    def make_loan(self, Py_ssize_t nbytes):
+        """Writable memory for one message: a Loan."""
+        return Loan(nbytes)
+
+    def answer_steps(self, refusal):
+        """Generator: the listener's answer, after `authorize`: a refusal with its reason, or None. Returns the endpoint that
+        goes on, None when it was refused."""
+        if refusal is not None:
+            self.refuse()
+            return None
+        return self
+        yield
+
     def set_label(self, address):
         """Name the counters' slot after the address."""
         self.address = address
@@ -434,7 +452,7 @@ cdef class MessageEndpoint:
         message = self.returned.pop()
         if not self.returned:
             self.returned = None
-        return message
+        return message if PyBytes_CheckExact(message) else bytes(message)      # it may have been a view
 
     cdef Py_ssize_t next_message_into(self, char* p, Py_ssize_t size, bint block) except -2:
         cdef Py_ssize_t n
@@ -443,6 +461,24 @@ cdef class MessageEndpoint:
         n = copy_message(self.returned[len(self.returned) - 1], p, size, self.address)
         self.next_message(block)
         return n
+
+    cdef object next_view(self, bint block):
+        """As `next_message`, in place where the wire has it: a read-only memoryview."""
+        if self.returned is None:
+            return self.take_view(block)
+        return memoryview(self.next_message(block)).toreadonly()
+
+    cdef object take_view(self, bint block):
+        message = self.take_message(block)
+        return None if message is None else memoryview(message).toreadonly()
+
+    cdef int rung(self) except -1:
+        """Async front: the doorbell rang, or the peer went (endpoints with a doorbell)."""
+        return 0
+
+    cdef bint hung_up(self) noexcept:
+        """Whether the peer went: the doorbell is watched no longer."""
+        return False
 
     cdef object next_fds_message(self, bint block):
         if self.returned is not None:

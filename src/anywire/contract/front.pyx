@@ -375,7 +375,7 @@ cdef class SendOperation(Operation):
             self.queued = False
             front.end.slot.send_wait_ns += monotonic_ns() - self.since
             front.senders.remove(self)
-            if front.senders and front.end.write_fd < 0:
+            if front.senders and (front.end.write_fd < 0 or front.end.doorbell):
                 front._notified()            # no level-triggered descriptor will tell the next sender
         return 0
 
@@ -416,7 +416,9 @@ cdef class Front(Face):
         self.driver = driver
         self.loop = driver.loop
         self.thread = PyThread_get_thread_ident()
-        if end.read_fd < 0 and end.write_fd < 0:
+        if end.doorbell:
+            end.asynchronous = True
+        elif end.read_fd < 0 and end.write_fd < 0:
             end.set_wakeup(self._notified)
 
     # -- readiness ------------------------------------------------------------------------------------------------------
@@ -439,6 +441,14 @@ cdef class Front(Face):
         return waiter
 
     cdef int watch(self, int mask) except -1:
+        if self.end.doorbell:
+            # Watched from the first wait on: it rings only for those who sleep, so watching costs nothing while none does.
+            if not self.watching_read and self.end.read_fd >= 0 and not self.end.hung_up():
+                self.watching_read = True
+                self.driver.watch_read(self.end.read_fd, self._rung)
+                if self.end.death_fd >= 0:
+                    self.driver.watch_read(self.end.death_fd, self._rung)
+            return 0
         if mask & READ and not self.watching_read and self.end.read_fd >= 0:
             self.driver.watch_read(self.end.read_fd, self._readable)
             self.watching_read = True
@@ -448,6 +458,13 @@ cdef class Front(Face):
         return 0
 
     cdef int unwatch(self, int mask) except -1:
+        if self.end.doorbell:
+            if self.watching_read and mask == (READ | WRITE):
+                self.watching_read = False
+                self.driver.unwatch_read(self.end.read_fd)
+                if self.end.death_fd >= 0:
+                    self.driver.unwatch_read(self.end.death_fd)
+            return 0
         if mask & READ and self.watching_read:
             self.watching_read = False
             self.driver.unwatch_read(self.end.read_fd)
@@ -469,6 +486,15 @@ cdef class Front(Face):
                 op.waiter.wake()
                 return
         self.unwatch(READ)
+
+    def _rung(self):
+        """The loop says that the doorbell rang, or that the peer went."""
+        self.end.rung()
+        if self.end.hung_up():
+            self.unwatch(READ | WRITE)
+        if self.reader is not None and self.reader.waiting():
+            self.reader.waiter.wake()
+        self._writable()
 
     def _writable(self):
         """The loop says that the descriptor is writable."""

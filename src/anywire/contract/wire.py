@@ -118,9 +118,11 @@ _BUILT_IN = {
     "pipe": "anywire.wires.pipe:PipeWire",
     "fifo": "anywire.wires.fifo:FifoWire",
     "inproc": "anywire.wires.inproc:InprocWire",
+    "shm": "anywire.wires.shm:ShmWire",
+    "shm+unix": "anywire.wires.shm:ShmWire",
 }
 
-_NOT_YET = ("ucx", "mpi", "nats", "kafka", "shm", "mq", "sysv", "auto")
+_NOT_YET = ("ucx", "mpi", "nats", "kafka", "mq", "sysv", "auto")
 
 GROUP = "anywire.wires"
 

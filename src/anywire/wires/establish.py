@@ -281,10 +281,7 @@ def hear_steps(acceptor: Acceptor, endpoint: Any, face: str, options: Mapping[st
 def answer_steps(heard: Any, options: Mapping[str, Any], refusal: str | None) -> Steps[MessageEndpoint | None]:
     """The listening side, second half: our preamble, or the refusal (then the connection is closed; None)."""
     if isinstance(heard, MessageEndpoint):
-        if refusal is None:
-            return heard
-        heard.refuse()
-        return None
+        return (yield from heard.answer_steps(refusal))
     below, peer = heard
     try:
         if refusal is not None:

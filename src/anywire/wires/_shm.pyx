@@ -1,0 +1,1522 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False, embedsignature=True
+"""Messages through shared memory: one ring each way, a pool for large messages, a socket as doorbell and sign of life.
+
+`shm.py` makes the memory known to both sides; this module creates and maps it, and moves messages. The ring itself is
+`ipc/ring.h`. Small messages lie in the ring; larger ones in *extents* of the sender's pool, which the ring refers to and
+the receiver gives back. Messages longer than a piece are shown piece by piece, so that both sides copy at the same time.
+
+Each side writes its own data only: the other maps it read-only, and the control page holds nothing that could lead either
+astray, because every value from there is loaded once and checked. A peer that breaks the rules gets `BadFrame`.
+
+The doorbell is one byte on the Unix socket by which the two met, sent only to a side that said it sleeps. A socket, and not
+an eventfd(2): the blocking mode of an eventfd belongs to both who hold it, so a hostile peer could make our write wait for
+ever; the socket must be watched anyway, for its end; and so an endpoint is one descriptor in the event loop (the peer's
+pidfd beside it, for a socket that a forked child of the peer keeps open).
+
+Called by the fronts, on the loop's thread, or on the blocking front by one receiving and one sending thread at a time.
+Waiting releases the GIL, copies of large pieces too; everything else happens under it.
+
+What can go wrong: the peer dies (what it published is handed out, then `PeerLost`), memory runs out (`MemoryError` from
+`loan`, a send waits), the peer writes nonsense (`BadFrame`).
+"""
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.buffer cimport PyBuffer_FillInfo
+from cpython.exc cimport PyErr_CheckSignals, PyErr_SetFromErrno
+from libc.errno cimport EAGAIN, EINTR, errno
+from libc.stdint cimport uint32_t, uint64_t
+from libc.string cimport memcpy, memmove, memset
+from anywire.contract cimport counters
+from anywire.contract.endpoint cimport (BLOCKED, DONE, PARTIAL, READ, WRITE, Loan, MessageEndpoint, copy_message, hold,
+                                        monotonic_ns)
+from anywire.contract.heap cimport keep_heap
+
+import fcntl
+import os
+import time
+
+from anywire.contract.errors import AnywireError, BadFrame, ChannelClosed, EndOfChannel, PeerLost, TooLarge, Unsupported
+from anywire.contract.waits import Wait
+
+cdef extern from "anywire/ipc/ring.h" nogil:
+    enum:
+        AW_RECORD, AW_RETURNS, AW_RING_VERSION
+    uint64_t AW_RING_MAGIC
+    ctypedef struct aw_control:
+        uint64_t magic
+        uint32_t version
+        uint64_t nonce
+    ctypedef struct aw_producer:
+        char* data
+        aw_control* control
+        uint64_t size, head, published, tail_seen, returned_seen
+    ctypedef struct aw_consumer:
+        const char* data
+        aw_control* control
+        uint64_t size, tail, head_seen, looked, taken, returned
+    ctypedef struct aw_record:
+        uint32_t kind, length
+        const char* data
+    uint64_t aw_space(uint64_t length)
+    int aw_has_room(aw_producer* p, uint64_t length)
+    char* aw_slot(aw_producer* p)
+    void aw_commit(aw_producer* p, uint32_t kind, uint32_t length)
+    void aw_publish(aw_producer* p)
+    int aw_must_ring(aw_producer* p)
+    void aw_awake_with_room(aw_producer* p)
+    int aw_next_return(aw_producer* p, uint32_t* unit)
+    int aw_has_data(aw_consumer* c)
+    int aw_peek(aw_consumer* c, aw_record* record)
+    void aw_advance(aw_consumer* c, uint32_t length)
+    void aw_release_records(aw_consumer* c)
+    void aw_count_taken(aw_consumer* c, uint64_t count)
+    int aw_room_was_wanted(aw_consumer* c, int now)
+    int aw_sleep_for_data(aw_consumer* c)
+    void aw_awake_with_data(aw_consumer* c)
+    void aw_return(aw_consumer* c, uint32_t unit)
+
+cdef extern from *:
+    """
+    #include "anywire/ipc/ring.h"
+    #include <time.h>
+    #if defined(__x86_64__) || defined(__i386__)
+    #define aw_relax() __builtin_ia32_pause()
+    #elif defined(__aarch64__)
+    #define aw_relax() __asm__ __volatile__("isb")
+    #else
+    #define aw_relax() ((void) 0)
+    #endif
+    static inline uint64_t aw_load(const _Atomic uint64_t *p) { return atomic_load_explicit(p, memory_order_relaxed); }
+    static inline uint64_t aw_taken(aw_control *c) { return aw_load(&c->taken); }
+    static inline uint64_t aw_echo(aw_control *c) { return aw_load(&c->echo); }
+    static inline void aw_set_echo(aw_control *c, uint64_t v) {
+        atomic_store_explicit(&c->echo, v, memory_order_release);
+    }
+    static inline int aw_closed(aw_control *c) { return atomic_load_explicit(&c->closed, memory_order_acquire) != 0; }
+    static inline void aw_set_closed(aw_control *c) { atomic_store_explicit(&c->closed, 1, memory_order_release); }
+    static inline int aw_data_wanted(aw_control *c) {
+        return atomic_load_explicit(&c->data_wanted, memory_order_relaxed) != 0;
+    }
+    static inline int aw_room_wanted(aw_control *c) {
+        return atomic_load_explicit(&c->room_wanted, memory_order_relaxed) != 0;
+    }
+    /* What a sender waits for: room for a record of `need` bytes, or, for AW_AN_EXTENT, that some extent comes back. */
+    #define AW_AN_EXTENT UINT64_MAX
+    static inline int aw_can_send(aw_producer *p, uint64_t need) {
+        return need == AW_AN_EXTENT ? aw_load(&p->control->returned) != p->returned_seen : aw_has_room(p, need) != 0;
+    }
+    static inline int aw_ready(aw_consumer *c, aw_producer *p, uint64_t need) {
+        return c != NULL ? aw_has_data(c) != 0 : aw_can_send(p, need);
+    }
+    /* As aw_sleep_for_room, for either. */
+    static inline int aw_sleep_to_send(aw_producer *p, uint64_t need) {
+        return aw_sleep_for_room(p, need == AW_AN_EXTENT ? p->size : need) < 0 || aw_can_send(p, need);
+    }
+    static inline uint64_t aw_now(void) {
+        struct timespec t;
+        clock_gettime(CLOCK_MONOTONIC, &t);
+        return (uint64_t) t.tv_sec * 1000000000u + (uint64_t) t.tv_nsec;
+    }
+    /* A clock that costs a few nanoseconds and moves once a kernel tick. */
+    static inline uint64_t aw_tick(void) {
+        struct timespec t;
+        clock_gettime(CLOCK_MONOTONIC_COARSE, &t);
+        return (uint64_t) t.tv_sec * 1000000000u + (uint64_t) t.tv_nsec;
+    }
+    /* Look for data, or for room, `ns` nanoseconds long: 1 there is some (or nonsense: the caller finds out), 0 time is up. */
+    static int aw_spin(aw_consumer *c, aw_producer *p, uint64_t need, uint64_t ns) {
+        uint64_t end = aw_now() + ns;
+        for (;;) {
+            for (int i = 0; i < 32; i++) {
+                if (aw_ready(c, p, need))
+                    return 1;
+                aw_relax();
+            }
+            if (aw_now() >= end)
+                return 0;
+        }
+    }
+    /* The same without a clock, for about a microsecond. */
+    static int aw_glance(aw_consumer *c, aw_producer *p, uint64_t need) {
+        for (int i = 0; i < 40; i++) {
+            if (aw_ready(c, p, need))
+                return 1;
+            aw_relax();
+        }
+        return 0;
+    }
+    """
+    uint64_t aw_taken(aw_control* c) nogil
+    uint64_t aw_echo(aw_control* c) nogil
+    void aw_set_echo(aw_control* c, uint64_t v) nogil
+    int aw_closed(aw_control* c) nogil
+    void aw_set_closed(aw_control* c) nogil
+    int aw_data_wanted(aw_control* c) nogil
+    int aw_room_wanted(aw_control* c) nogil
+    uint64_t AW_AN_EXTENT
+    int aw_can_send(aw_producer* p, uint64_t need) nogil
+    int aw_sleep_to_send(aw_producer* p, uint64_t need) nogil
+    uint64_t aw_now() nogil
+    uint64_t aw_tick() nogil
+    int aw_spin(aw_consumer* c, aw_producer* p, uint64_t need, uint64_t ns) nogil
+    int aw_glance(aw_consumer* c, aw_producer* p, uint64_t need) nogil
+
+cdef extern from "<sys/mman.h>" nogil:
+    int PROT_NONE, PROT_READ, PROT_WRITE, MAP_PRIVATE, MAP_ANONYMOUS, MAP_SHARED, MAP_FIXED, MAP_NORESERVE, MAP_POPULATE
+    void* MAP_FAILED
+    void* mmap(void* address, size_t n, int protection, int flags, int fd, long offset)
+    int munmap(void* address, size_t n)
+    int madvise(void* address, size_t n, int advice)
+
+cdef extern from *:
+    """
+    #ifndef MADV_POPULATE_READ                   /* Linux 5.14; missing in older headers */
+    #define MADV_POPULATE_READ 22
+    #define MADV_POPULATE_WRITE 23
+    #endif
+    """
+    int MADV_POPULATE_READ, MADV_POPULATE_WRITE
+
+cdef extern from "<sys/socket.h>" nogil:
+    int MSG_DONTWAIT, MSG_NOSIGNAL, MSG_PEEK
+    ssize_t c_send "send"(int fd, const void* p, size_t n, int flags)
+    ssize_t c_recv "recv"(int fd, void* p, size_t n, int flags)
+
+cdef extern from "<poll.h>" nogil:
+    struct pollfd:
+        int fd
+        short events
+        short revents
+    int POLLIN
+    int c_poll "poll"(pollfd* fds, unsigned long n, int timeout)
+
+F_SEAL_FUTURE_WRITE = 0x10                       # fcntl(2), Linux 5.1; not in every version of the standard library
+DATA_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | F_SEAL_FUTURE_WRITE | fcntl.F_SEAL_SEAL
+CONTROL_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+
+VERSION = AW_RING_VERSION
+"""Version of the memory's layout: both sides must have the same."""
+
+cdef enum:
+    PAGE = 4096
+    UNIT = 4096                    # bytes: extents begin and end at multiples of it
+    CONTROL_BYTES = 4096
+    PIECE = 262144                 # bytes of a long message that are copied, and shown, at a time
+    NOGIL_COPY = 65536             # bytes from which on a copy releases the GIL
+    POPULATE = 1 << 20             # bytes of the pool that are made real at a time
+    MOST_EXTENTS = 512             # AW_RETURNS: so many can be lent at once
+    FLURRY = 8                     # messages that count as one turn of a front (64 turns, then others get one)
+
+cdef enum:                         # kinds of records
+    INLINE = 0                     # a message
+    EXTENT = 1                     # a message in the pool: u64 offset, u64 length
+    FIRST = 2                      # a long message begins: u64 offset, u64 length, u64 total, u64 contiguous
+    NEXT = 3                       # ... goes on: u64 offset, u64 length
+    ABANDONED = 4                  # ... does not go on: the sender gave up
+    END = 5                        # no more messages
+
+cdef enum:                         # `waiting`
+    SLEEP, ADAPTIVE, SPIN
+
+cdef uint64_t LONGEST_SPIN = 60000 # nanoseconds; sleeping and waking costs about 45 microseconds
+WAITING = {"sleep": SLEEP, "adaptive": ADAPTIVE, "spin": SPIN}
+
+
+cdef class Region:
+    """Mapped memory, unmapped when nobody refers to it any more."""
+
+    cdef char* base
+    cdef size_t length
+
+    def __dealloc__(self):
+        if self.base != NULL:
+            munmap(self.base, self.length)
+
+
+cdef Region map_control(int fd):
+    cdef Region region = Region.__new__(Region)
+    cdef void* p = mmap(NULL, CONTROL_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, fd, 0)
+    if p == MAP_FAILED:
+        PyErr_SetFromErrno(OSError)
+    region.base = <char*> p
+    region.length = CONTROL_BYTES
+    return region
+
+
+cdef Region map_data(int fd, size_t ring, size_t pool, int protection):
+    """The ring twice, one behind the other, and then the pool."""
+    cdef Region region = Region.__new__(Region)
+    cdef size_t length = 2 * ring + pool
+    cdef char* p = <char*> mmap(NULL, length, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+    if p == <char*> MAP_FAILED:
+        PyErr_SetFromErrno(OSError)
+    region.base = p
+    region.length = length
+    if (mmap(p, ring, protection, MAP_SHARED | MAP_FIXED | MAP_POPULATE, fd, 0) == MAP_FAILED
+            or mmap(p + ring, ring + pool, protection, MAP_SHARED | MAP_FIXED, fd, 0) == MAP_FAILED
+            or madvise(p + ring, ring, MADV_POPULATE_READ) != 0):
+        PyErr_SetFromErrno(OSError)
+    return region
+
+
+cdef struct Extent:
+    uint32_t start, count          # in units
+    bint lent                      # a Loan of ours may still write to it
+    bint flying                    # the receiver has it
+
+
+cdef class Outgoing:
+    """What this side sends through: its data and control memory. Created here, sealed, then shown to the peer."""
+
+    cdef aw_producer ring
+    cdef Region data_region, control_region
+    cdef readonly int data_fd, control_fd
+    cdef readonly size_t ring_size, pool_size
+    cdef readonly object nonce
+    cdef char* pool
+    cdef size_t real                             # bytes of the pool that have memory
+    cdef uint32_t count                          # extents in use, sorted by their place
+    cdef Extent extents[MOST_EXTENTS]
+
+    def __cinit__(self):
+        self.data_fd = self.control_fd = -1
+
+    def __init__(self, size_t ring_size, size_t pool_size):
+        """Create memory for a ring and a pool of so many bytes. Raises OSError when there is none."""
+        cdef aw_control* control
+        self.ring_size = ring_size
+        self.pool_size = pool_size
+        self.nonce = int.from_bytes(os.urandom(8), "little")
+        self.data_fd = os.memfd_create("anywire-shm-data", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        os.ftruncate(self.data_fd, ring_size + pool_size)
+        os.posix_fallocate(self.data_fd, 0, ring_size)      # no memory shows here, not as SIGBUS at the first touch
+        self.control_fd = os.memfd_create("anywire-shm-control", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        os.ftruncate(self.control_fd, CONTROL_BYTES)
+        os.posix_fallocate(self.control_fd, 0, CONTROL_BYTES)
+        self.data_region = map_data(self.data_fd, ring_size, pool_size, PROT_READ | PROT_WRITE)
+        self.control_region = map_control(self.control_fd)
+        fcntl.fcntl(self.data_fd, fcntl.F_ADD_SEALS, DATA_SEALS)
+        fcntl.fcntl(self.control_fd, fcntl.F_ADD_SEALS, CONTROL_SEALS)
+        control = <aw_control*> self.control_region.base
+        control.magic = AW_RING_MAGIC
+        control.version = AW_RING_VERSION
+        control.nonce = self.nonce
+        self.ring.data = self.data_region.base
+        self.ring.control = control
+        self.ring.size = ring_size
+        self.pool = self.data_region.base + 2 * ring_size
+
+    def __dealloc__(self):
+        self.close_descriptors()
+
+    cpdef close_descriptors(self):
+        """The peer has them: the memory lives as long as a mapping does."""
+        if self.data_fd >= 0:
+            os.close(self.data_fd)
+            self.data_fd = -1
+        if self.control_fd >= 0:
+            os.close(self.control_fd)
+            self.control_fd = -1
+
+    def proven(self):
+        """Whether the peer has mapped this memory: it wrote our nonce back through it."""
+        return aw_echo(self.ring.control) == <uint64_t> self.nonce
+
+    cdef int collect(self) except -1:
+        """Take back what the receiver has returned. -1 with BadFrame when it returned what it does not have."""
+        cdef uint32_t unit, i
+        cdef int r
+        while True:
+            r = aw_next_return(&self.ring, &unit)
+            if r == 0:
+                return 0
+            i = self.find(unit) if r > 0 else self.count
+            if i == self.count or not self.extents[i].flying:
+                raise BadFrame("the peer returned memory that it does not have", received=b"")
+            self.extents[i].flying = False
+            if not self.extents[i].lent:
+                self.free(i)
+
+    cdef uint32_t find(self, uint32_t unit) noexcept:
+        cdef uint32_t i
+        for i in range(self.count):
+            if self.extents[i].start == unit:
+                return i
+        return self.count
+
+    cdef void free(self, uint32_t i) noexcept:
+        self.count -= 1
+        memmove(&self.extents[i], &self.extents[i + 1], (self.count - i) * sizeof(Extent))
+
+    cdef Py_ssize_t lend(self, size_t nbytes) except -2:
+        """An extent for so many bytes, first fit: its unit, or -1 when there is no place now. It belongs to nobody yet."""
+        cdef uint32_t need = <uint32_t> ((nbytes + UNIT - 1) // UNIT), start = 0, i = 0
+        cdef size_t end
+        if self.count == MOST_EXTENTS:
+            return -1
+        if need == 0:
+            need = 1
+        while i < self.count and self.extents[i].start - start < need:
+            start = self.extents[i].start + self.extents[i].count
+            i += 1
+        end = (<size_t> start + need) * UNIT
+        if end > self.pool_size:
+            return -1
+        if end > self.real:
+            self.make_real(end)
+        memmove(&self.extents[i + 1], &self.extents[i], (self.count - i) * sizeof(Extent))
+        self.extents[i].start = start
+        self.extents[i].count = need
+        self.extents[i].lent = self.extents[i].flying = False
+        self.count += 1
+        return start
+
+    cdef int make_real(self, size_t end) except -1:
+        """Memory for the pool up to `end`. It stays: what is lent first lies at the front, so it is as much as was needed."""
+        end = min((end + POPULATE - 1) // POPULATE * POPULATE, self.pool_size)
+        if madvise(self.pool + self.real, end - self.real, MADV_POPULATE_WRITE) != 0:
+            PyErr_SetFromErrno(OSError)
+        self.real = end
+        return 0
+
+
+cdef class Incoming:
+    """What the peer sends through, mapped here: its data read-only, its control page to answer in."""
+
+    cdef aw_consumer ring
+    cdef Region data_region, control_region
+    cdef size_t pool_size
+    cdef const char* pool
+    cdef size_t real                             # bytes of the pool known to have memory
+    cdef int sock                                # to ring at when a view comes back; -1 when the channel is over
+    cdef readonly Py_ssize_t views               # handed out in place and not returned yet
+
+    def __cinit__(self):
+        self.sock = -1
+
+    def __init__(self, int data_fd, int control_fd, size_t ring_size, size_t pool_size, nonce):
+        """Map a peer's memory after checking its seals and size. Raises BadFrame, OSError."""
+        cdef aw_control* control
+        for fd, seals, size, what in ((data_fd, DATA_SEALS, ring_size + pool_size, "data"),
+                                      (control_fd, CONTROL_SEALS, CONTROL_BYTES, "control")):
+            try:
+                have = fcntl.fcntl(fd, fcntl.F_GET_SEALS)
+            except OSError as error:
+                raise BadFrame(f"the peer's {what} memory is no memfd: {error.strerror}", received=b"") from None
+            if have & seals != seals:
+                raise BadFrame(f"the peer's {what} memory has seals {have:#x} and needs {seals:#x}", received=b"")
+            stat = os.fstat(fd)
+            if stat.st_size != size:
+                raise BadFrame(f"the peer's {what} memory has {stat.st_size} bytes and announced {size}", received=b"")
+        self.data_region = map_data(data_fd, ring_size, pool_size, PROT_READ)
+        self.control_region = map_control(control_fd)
+        control = <aw_control*> self.control_region.base
+        if control.magic != AW_RING_MAGIC or control.version != AW_RING_VERSION or control.nonce != <uint64_t> nonce:
+            raise BadFrame("the peer's memory is not what it announced", received=b"")
+        aw_set_echo(control, <uint64_t> nonce)
+        self.ring.data = self.data_region.base
+        self.ring.control = control
+        self.ring.size = ring_size
+        self.pool_size = pool_size
+        self.pool = self.data_region.base + 2 * ring_size
+
+    cdef int need_extent(self, uint64_t offset, uint64_t length) except -1:
+        """The peer says that a message lies there: check it, and that the memory is there (a hole would mean SIGBUS)."""
+        cdef size_t end, step
+        if offset % UNIT or offset >= self.pool_size or length > self.pool_size - offset:
+            raise BadFrame(f"the peer refers to {length} bytes at {offset} of a pool of {self.pool_size}", received=b"")
+        end = offset + length
+        if end > self.real:
+            step = min((end + POPULATE - 1) // POPULATE * POPULATE, self.pool_size)
+            if madvise(<void*> (self.pool + self.real), step - self.real, MADV_POPULATE_READ) != 0:
+                PyErr_CheckSignals()
+                raise BadFrame("the peer refers to memory that is not there", received=b"")
+            self.real = step
+        return 0
+
+    cdef void give_back(self, uint32_t unit) noexcept:
+        """The sender may use this extent again."""
+        aw_return(&self.ring, unit)
+        if aw_room_was_wanted(&self.ring, 1) and self.sock >= 0:
+            c_send(self.sock, b"!", 1, MSG_DONTWAIT | MSG_NOSIGNAL)
+
+
+cdef class ShmLoan(Loan):
+    """A loan in the pool: `send` shows it to the peer without copying."""
+
+    cdef Outgoing owner
+    cdef uint32_t unit
+
+    def __dealloc__(self):
+        cdef uint32_t i
+        if self.owner is not None:
+            i = self.owner.find(self.unit)
+            if i < self.owner.count:
+                self.owner.extents[i].lent = False
+                if not self.owner.extents[i].flying:
+                    self.owner.free(i)
+
+
+cdef class View:
+    """A message in place. Made with its one memoryview; when no export is left the extent goes back."""
+
+    cdef Incoming owner
+    cdef char* memory
+    cdef Py_ssize_t nbytes, exports
+    cdef uint32_t unit
+
+    def __getbuffer__(self, Py_buffer* view, int flags):
+        if self.memory == NULL:
+            raise BufferError("this message's memory went back to its sender")
+        PyBuffer_FillInfo(view, self, self.memory, self.nbytes, 1, flags)
+        self.exports += 1
+
+    def __releasebuffer__(self, Py_buffer* view):
+        self.exports -= 1
+        if self.exports == 0 and self.memory != NULL:
+            self.memory = NULL
+            self.owner.views -= 1
+            self.owner.give_back(self.unit)
+
+
+cdef class ShmEndpoint(MessageEndpoint):
+    """One side of a shared-memory connection. Owns the socket `sock` and, if it is not -1, the pidfd of the peer.
+
+    `complete` is called once both sides have mapped each other's memory."""
+
+    cdef public object half                      # what a listener heard of a peer that has not been answered yet
+    cdef readonly int sock, death
+    cdef Outgoing out
+    cdef Incoming inc
+    cdef readonly Py_ssize_t peer_limit
+    cdef int waiting                             # SLEEP, ADAPTIVE, SPIN
+    cdef bint alone                              # both sides own one and the same CPU: spinning would only keep it busy
+    cdef uint64_t spin_ns                        # async front: look so long before suspending
+    cdef uint64_t budget                         # nanoseconds: what an adaptive wait spins next
+    cdef unsigned int misses                     # waits in a row whose spinning did not pay
+    cdef Py_ssize_t inline_limit
+    cdef bint end_sent, ended, ending, gone, peer_closed
+    cdef bint interrupted
+    cdef bint waits_for_data, waits_for_room     # a thread of the blocking front is about to sleep, or does
+    cdef bint doomed                             # released while a thread waits here: the last one closes
+    cdef uint64_t need_room                      # bytes of the record that found no room
+    cdef uint64_t checked                        # tick of the last look whether the peer lives
+    cdef unsigned int flurry
+    cdef readonly Py_ssize_t private_loans
+    cdef readonly Py_ssize_t doorbells           # rung here, for the peer
+    # A long message on its way out.
+    cdef object long_keep
+    cdef const char* long_data
+    cdef uint64_t long_total, long_done
+    cdef Py_ssize_t long_unit                    # of its one extent, -1: a new one for each piece
+    # A long message on its way in.
+    cdef bint incoming, contiguous
+    cdef uint64_t total, got, copied
+    cdef uint64_t base                           # offset in the pool, if contiguous
+    cdef object body
+    cdef char* target                            # the caller's buffer that it goes to, NULL: `body`
+
+    def __cinit__(self, *args, **keywords):
+        self.sock = self.death = -1
+        self.doorbell = True
+
+    def __init__(self, int sock, address, peer, wire, Py_ssize_t max_message):
+        self.sock = self.read_fd = self.write_fd = sock
+        self.peer = peer
+        self.wire = wire
+        self.max_message = max_message
+        self.set_label(address)
+
+    def complete(self, Outgoing out, Incoming inc, int death, Py_ssize_t peer_limit, waiting, spin_us, bint alone):
+        """The handshake is done: from now on messages flow."""
+        self.out = out
+        self.inc = inc
+        inc.sock = self.sock
+        self.death = self.death_fd = death
+        self.peer_limit = peer_limit
+        self.waiting = WAITING[waiting]
+        self.spin_ns = <uint64_t> (spin_us * 1000)
+        self.alone = alone
+        self.budget = LONGEST_SPIN // 2
+        self.inline_limit = min(<Py_ssize_t> (out.ring_size // 8), 65536)
+        self.checked = aw_tick()
+
+    @property
+    def unconfirmed(self):
+        return self.missing()
+
+    @property
+    def views(self):
+        """Messages handed out in place and not returned yet."""
+        return 0 if self.inc is None else self.inc.views
+
+    cdef uint64_t missing(self) noexcept:
+        """Exact: the peer counts what it hands out in the memory that both see."""
+        cdef uint64_t taken
+        if self.out is not None:
+            taken = aw_taken(self.out.ring.control)
+            self.confirmed = self.slot.confirmed = min(taken, self.sent)
+        return self.sent - self.confirmed
+
+    def give_socket_away(self):
+        """Another endpoint is made of the socket: this one closes it no more."""
+        self.sock = self.read_fd = self.write_fd = -1
+
+    # -- doorbells and death --------------------------------------------------------------------------------------------
+
+    cdef void ring_peer(self) noexcept:
+        if self.sock >= 0:
+            self.doorbells += 1
+            c_send(self.sock, b"!", 1, MSG_DONTWAIT | MSG_NOSIGNAL)   # full: it has tokens enough; gone: recv tells
+
+    cdef int drain(self) except -1:
+        """Read the tokens; notice the end."""
+        cdef char tokens[64]
+        cdef ssize_t r
+        if self.sock < 0:
+            return 0
+        r = c_recv(self.sock, tokens, sizeof(tokens), MSG_DONTWAIT)
+        if r == 0 or (r < 0 and errno != EAGAIN and errno != EINTR):
+            self.gone = True
+        return 0
+
+    cdef int look(self) except -1:
+        """Whether the peer still lives, by the kernel's word. Drains nothing."""
+        cdef pollfd p
+        cdef char token
+        cdef ssize_t r
+        self.checked = aw_tick()
+        if self.gone or self.sock < 0:
+            return 0
+        r = c_recv(self.sock, &token, 1, MSG_DONTWAIT | MSG_PEEK)
+        if r == 0 or (r < 0 and errno != EAGAIN and errno != EINTR):
+            self.gone = True
+        elif self.death >= 0:
+            p.fd = self.death
+            p.events = POLLIN
+            if c_poll(&p, 1, 0) > 0:
+                self.gone = True
+        return 0
+
+    cdef int rung(self) except -1:
+        """Async front: the socket or the pidfd is readable."""
+        self.turns = 0
+        self.drain()
+        if not self.gone:
+            self.look()
+        return 0
+
+    cdef bint hung_up(self) noexcept:
+        return self.gone
+
+    cdef int lose(self) except -1:
+        """The peer is gone, and what it published has been taken: an end, or a loss?"""
+        if not self.broken:
+            died = self.death >= 0 and self.peer is not None and self.is_dead()
+            reason = (f"the peer process {self.peer.pid} died" if died else
+                      "the peer dropped the connection without an end")
+            counters.lost(self.slot, reason.encode())
+            self.fail(PeerLost(reason, address=str(self.address), operation="use", unconfirmed=self.missing()))
+        return 0
+
+    cdef bint is_dead(self) noexcept:
+        cdef pollfd p
+        p.fd = self.death
+        p.events = POLLIN
+        return c_poll(&p, 1, 0) > 0
+
+    cdef int spoiled(self, object error) except -1:
+        """The peer broke the rules: this connection is over, for both."""
+        error.address = str(self.address)
+        error.operation = error.operation or "use"
+        counters.lost(self.slot, str(error.what).encode("utf-8", "replace"))
+        self.fail(error)
+        self.gone = True
+        if self.sock >= 0:
+            self.shut()
+        self.raise_failure()
+
+    def shut(self):
+        """Let the peer see the end of the socket."""
+        import socket
+        try:
+            with socket.socket(fileno=os.dup(self.sock)) as sock:
+                sock.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass
+
+    def nonsense(self, what):
+        return BadFrame(what, received=b"")
+
+    # -- sending --------------------------------------------------------------------------------------------------------
+
+    cdef int need_sending(self) except -1:
+        if self.broken:
+            self.raise_failure()
+        if self.end_sent:
+            raise ChannelClosed("send_eof() was called", address=str(self.address), operation="send")
+        if self.out is None:
+            raise ChannelClosed("it was closed on this side", address=str(self.address), operation="send")
+        if aw_closed(self.out.ring.control):
+            missing = self.missing()
+            raise ChannelClosed(f"the peer closed the channel; {missing} sent messages are unconfirmed",
+                                address=str(self.address), operation="send", by_peer=True, unconfirmed=missing)
+        if self.gone:
+            self.lose()
+            self.raise_failure()
+        return 0
+
+    cdef int put_message(self, object data, bint block) except -1:
+        cdef const char* p
+        cdef Py_ssize_t n
+        cdef int status
+        if self.broken or self.end_sent or self.gone or self.out is None or aw_closed(self.out.ring.control):
+            self.need_sending()
+        if aw_tick() != self.checked:
+            self.look()
+            if self.gone:
+                self.need_sending()
+        keep = hold(data, &p, &n)
+        if n > self.peer_limit:
+            raise TooLarge(n, self.peer_limit, address=str(self.address), operation="send")
+        if self.long_keep is not None:           # another sender's long message is under way
+            self.want = WRITE
+            return BLOCKED
+        if n > self.inline_limit or (p >= self.out.pool and p < self.out.pool + self.out.pool_size):
+            status = self.put_long(p, n, keep)
+        else:
+            status = self.put_inline(p, n)
+            if status == DONE:
+                aw_publish(&self.out.ring)
+                if aw_must_ring(&self.out.ring):
+                    self.ring_peer()
+        return status
+
+    cdef inline int put_inline(self, const char* p, Py_ssize_t n) except -1:
+        """Commit a small message; the caller publishes."""
+        cdef aw_producer* ring = &self.out.ring
+        while aw_has_room(ring, n) <= 0:
+            if not self.room_came(n):
+                return BLOCKED
+        memcpy(aw_slot(ring), p, n)
+        aw_commit(ring, INLINE, <uint32_t> n)
+        self.went(n)
+        return DONE
+
+    cdef inline void went(self, Py_ssize_t n) noexcept:
+        self.sent += 1
+        self.slot.messages_sent += 1
+        self.slot.bytes_sent += n
+        self.flurry += 1
+        if self.flurry % FLURRY == 0:
+            self.turns += 1
+
+    cdef bint room_came(self, uint64_t need) except -1:
+        """There is no room for a record of `need` bytes (AW_AN_EXTENT: no place in the pool). True: now there is. False: wait;
+        on the async front, which is going to suspend, the doorbell is armed then."""
+        cdef aw_producer* ring = &self.out.ring
+        self.want = WRITE
+        self.need_room = need
+        if need != AW_AN_EXTENT and aw_has_room(ring, need) < 0:
+            self.spoiled(self.nonsense("the peer's cursor makes no sense"))
+        if not self.asynchronous:
+            return False
+        if aw_sleep_to_send(ring, need):
+            aw_awake_with_room(ring)
+            return True
+        return False
+
+    cdef Py_ssize_t put_messages(self, list data, Py_ssize_t start, bint block) except -1:
+        """Small messages are published together: one store, one look at the peer's doorbell."""
+        cdef Py_ssize_t i = start, n, count = len(data)
+        cdef const char* p
+        self.put_status = DONE
+        while i < count:
+            if self.broken or self.end_sent or self.gone or self.out is None or aw_closed(self.out.ring.control):
+                self.need_sending()
+            if aw_tick() != self.checked:
+                self.look()
+            try:
+                while i < count and self.put_status == DONE:
+                    keep = hold(data[i], &p, &n)
+                    if (n > self.inline_limit or n > self.peer_limit or self.long_keep is not None
+                            or (p >= self.out.pool and p < self.out.pool + self.out.pool_size)):
+                        break
+                    self.put_status = self.put_inline(p, n)
+                    if self.put_status == DONE:
+                        i += 1
+            finally:
+                if self.out is not None and self.out.ring.head != self.out.ring.published:
+                    aw_publish(&self.out.ring)
+                    if aw_must_ring(&self.out.ring):
+                        self.ring_peer()
+            if self.put_status == DONE and i < count:
+                self.put_status = self.put_message(data[i], block)
+                if self.put_status != BLOCKED:
+                    i += 1
+            if self.put_status != DONE:
+                break
+        return i
+
+    cdef int put_long(self, const char* p, Py_ssize_t n, object keep) except -1:
+        """A message that lies in the pool already, or goes there."""
+        cdef Outgoing out = self.out
+        cdef uint32_t i
+        cdef int status
+        self.collect(out)
+        if p >= out.pool and p < out.pool + out.pool_size and (p - out.pool) % UNIT == 0:
+            i = out.find(<uint32_t> ((p - out.pool) // UNIT))
+            if (i < out.count and out.extents[i].lent and not out.extents[i].flying
+                    and <size_t> n <= <size_t> out.extents[i].count * UNIT):
+                while aw_has_room(&out.ring, 32) <= 0:
+                    if not self.room_came(32):
+                        return BLOCKED
+                out.extents[i].flying = True
+                self.refer(EXTENT, <uint64_t> (p - out.pool), n, 0, False)
+                self.went(n)
+                return DONE
+        if n <= self.inline_limit:               # a part of a loan, say
+            status = self.put_inline(p, n)
+            if status == DONE:
+                aw_publish(&out.ring)
+                if aw_must_ring(&out.ring):
+                    self.ring_peer()
+            return status
+        self.long_keep = keep
+        self.long_data = p
+        self.long_total = n
+        self.long_done = 0
+        self.long_unit = -1
+        try:
+            return self.go_on()
+        except BaseException:
+            self.long_keep = None
+            raise
+
+    cdef int refer(self, uint32_t kind, uint64_t offset, uint64_t length, uint64_t total, bint contiguous) except -1:
+        """Publish a record that refers to the pool; the caller saw that there is room for it."""
+        cdef aw_producer* ring = &self.out.ring
+        cdef uint64_t* words = <uint64_t*> aw_slot(ring)
+        words[0] = offset
+        words[1] = length
+        if kind == FIRST:
+            words[2] = total
+            words[3] = contiguous
+        aw_commit(ring, kind, 32 if kind == FIRST else 16)
+        aw_publish(ring)
+        if aw_must_ring(ring):
+            self.ring_peer()
+        return 0
+
+    cdef int go_on(self) except -1:
+        """Copy the long message to the pool, piece by piece, as far as there is room. DONE, BLOCKED (nothing went), PARTIAL."""
+        cdef Outgoing out = self.out
+        cdef uint64_t left, n
+        cdef Py_ssize_t unit
+        cdef char* to
+        cdef const char* source
+        cdef bint contiguous
+        cdef uint32_t kind
+        while self.long_done < self.long_total:
+            if self.gone or self.out is None or aw_closed(out.ring.control):
+                self.long_keep = None
+                self.need_sending()
+            left = self.long_total - self.long_done
+            n = min(left, <uint64_t> PIECE)
+            if aw_has_room(&out.ring, 32) <= 0:
+                if self.room_came(32):
+                    continue
+                return self.stuck()
+            if self.long_done == 0:
+                # One extent for all of it where that leaves room for others: then the receiver can have it in place.
+                self.long_unit = out.lend(self.long_total) if self.long_total <= out.pool_size // 4 else -1
+            contiguous = self.long_unit >= 0
+            unit = self.long_unit
+            if not contiguous:
+                unit = out.lend(n)
+                if unit < 0:
+                    self.collect(out)
+                    unit = out.lend(n)
+                if unit < 0:
+                    if self.room_came(AW_AN_EXTENT):
+                        continue
+                    return self.stuck()
+            out.extents[out.find(<uint32_t> unit)].flying = True
+            to = out.pool + <size_t> unit * UNIT + (self.long_done if contiguous else 0)
+            source = self.long_data + self.long_done
+            if n >= NOGIL_COPY:
+                with nogil:
+                    memcpy(to, source, n)
+                if self.out is None:                 # closed meanwhile by another thread
+                    self.need_sending()
+            else:
+                memcpy(to, source, n)
+            if self.long_total <= n:
+                kind = EXTENT
+            else:
+                kind = FIRST if self.long_done == 0 else NEXT
+            self.refer(kind, <uint64_t> (to - out.pool), n, self.long_total, contiguous)
+            self.long_done += n
+        self.long_keep = None
+        self.went(self.long_total)
+        return DONE
+
+    cdef int stuck(self) except -1:
+        """The long message must wait."""
+        if self.long_done:
+            return PARTIAL
+        self.long_keep = None
+        return BLOCKED
+
+    cdef int collect(self, Outgoing out) except -1:
+        """Take back what the peer has returned to the pool."""
+        try:
+            out.collect()
+        except BadFrame as error:
+            self.spoiled(error)
+        return 0
+
+    cdef bint output_pending(self) noexcept:
+        return self.long_keep is not None
+
+    cdef int flush_output(self, bint block) except -1:
+        cdef int status
+        if self.long_keep is None:
+            return DONE
+        if self.broken:
+            self.long_keep = None
+            self.raise_failure()
+        self.collect(self.out)
+        status = self.go_on()
+        return BLOCKED if status == PARTIAL else status
+
+    cdef int adopt_output(self) except -1:
+        """The sender gives up in the middle of a long message. The receiver has not handed it out: so it goes not at all."""
+        if self.long_keep is not None:
+            self.long_keep = None
+            self.abandon_long()
+        return 0
+
+    cdef int abandon_long(self) except -1:
+        # Any record but NEXT says the same to the receiver; without room now, the next message does.
+        if self.out is not None and not self.gone and aw_has_room(&self.out.ring, 0) > 0:
+            aw_commit(&self.out.ring, ABANDONED, 0)
+            aw_publish(&self.out.ring)
+            if aw_must_ring(&self.out.ring):
+                self.ring_peer()
+        return 0
+
+    def make_loan(self, Py_ssize_t nbytes):
+        """Memory in the pool; private memory when the pool has no place now (then `send` copies, and waits)."""
+        cdef ShmLoan loan
+        cdef Py_ssize_t unit = -1
+        if nbytes < 0:
+            raise ValueError(f"a loan needs a size of at least 0 bytes, not {nbytes}")
+        if self.out is not None and not self.broken:
+            self.collect(self.out)
+            unit = self.out.lend(nbytes)
+        if unit < 0:
+            self.private_loans += 1
+            return Loan(nbytes)
+        loan = ShmLoan.__new__(ShmLoan, nbytes, False)
+        loan.owner = self.out
+        loan.unit = <uint32_t> unit
+        loan.memory = self.out.pool + <size_t> unit * UNIT
+        self.out.extents[self.out.find(loan.unit)].lent = True
+        return loan
+
+    # -- receiving ------------------------------------------------------------------------------------------------------
+
+    cdef object take_message(self, bint block):
+        cdef Incoming inc = self.inc
+        cdef aw_record record
+        cdef object message
+        cdef int r
+        while True:
+            if inc is None:
+                self.need_open_here()
+            if self.incoming and self.got == self.total:
+                return self.finished_copy(inc)
+            r = aw_peek(&inc.ring, &record)
+            if r > 0 and record.kind == INLINE and not self.incoming:
+                if <Py_ssize_t> record.length > self.max_message:
+                    self.too_large(record.length)
+                message = PyBytes_FromStringAndSize(record.data, record.length)
+                aw_advance(&inc.ring, record.length)
+                aw_release_records(&inc.ring)
+                self.handed_over(inc, record.length)
+                if aw_room_was_wanted(&inc.ring, 0):
+                    self.ring_peer()
+                return message
+            if r > 0:
+                self.long_record(inc, &record)
+            elif not self.nothing_here(inc, r):
+                return None
+
+    cdef int need_open_here(self) except -1:
+        if self.broken:
+            self.raise_failure()
+        raise ChannelClosed("it was closed on this side", address=str(self.address), operation="recv")
+
+    cdef inline void handed_over(self, Incoming inc, Py_ssize_t n) noexcept:
+        aw_count_taken(&inc.ring, 1)
+        self.slot.messages_received += 1
+        self.slot.bytes_received += n
+        self.flurry += 1
+        if self.flurry % FLURRY == 0:
+            self.turns += 1
+
+    cdef bint nothing_here(self, Incoming inc, int r) except -1:
+        """The ring is empty, or nonsense. True: look again; False: wait. Raises what follows the last message."""
+        if r < 0:
+            self.spoiled(self.nonsense("the peer's ring makes no sense"))
+        if aw_room_was_wanted(&inc.ring, 1):
+            self.ring_peer()
+        if self.ended:
+            raise EndOfChannel(address=str(self.address), operation="recv", unconfirmed=self.missing())
+        if self.broken:
+            self.raise_failure()
+        if self.gone:
+            if aw_has_data(&inc.ring):           # published before it went, seen only now
+                return True
+            self.lose()
+            self.raise_failure()
+        self.want = READ
+        if not self.asynchronous:
+            return False
+        if self.spin_ns and not self.alone:
+            if aw_glance(&inc.ring, NULL, 0):
+                return True
+            with nogil:
+                r = aw_spin(&inc.ring, NULL, 0, self.spin_ns)
+            if r:
+                return True
+        r = aw_sleep_for_data(&inc.ring)
+        if r:
+            aw_awake_with_data(&inc.ring)
+            return True
+        return False
+
+    cdef int too_large(self, uint64_t n) except -1:
+        error = TooLarge(n, self.max_message, address=str(self.address), operation="recv",
+                         advice="raise max_message= on this side, or send it in parts")
+        counters.lost(self.slot, b"a message over the limit")
+        self.fail(error)
+        self.gone = True
+        self.shut()
+        self.raise_failure()
+
+    cdef bint long_record(self, Incoming inc, aw_record* record) except -1:
+        """Take a record that is no small message. True: a long message is whole now (`got` is `total`)."""
+        cdef uint64_t words[4]
+        cdef uint32_t kind = record.kind, length = record.length
+        if self.incoming and kind != NEXT:
+            self.drop_incoming(inc)              # its sender gave up
+            if kind == INLINE:
+                return False
+        if kind == EXTENT or kind == FIRST or kind == NEXT:
+            if length != (32 if kind == FIRST else 16):
+                self.spoiled(self.nonsense(f"a record of kind {kind} has {length} bytes"))
+            memcpy(words, record.data, length)   # a private copy: the peer can't change it after the check
+            try:
+                if kind == NEXT and not self.incoming:
+                    raise self.nonsense("a long message goes on that never began")
+                self.need_extent(inc, kind, words)
+            except BadFrame as error:
+                self.spoiled(error)
+            if kind != NEXT:
+                self.total = words[2] if kind == FIRST else words[1]
+                if self.total > <uint64_t> self.max_message:
+                    self.too_large(self.total)
+                self.contiguous = kind == EXTENT or words[3] != 0
+                self.base = words[0]
+                self.got = self.copied = 0
+                self.incoming = True
+            if not self.contiguous:
+                self.copy_piece(inc, words[0], words[1])
+                inc.give_back(<uint32_t> (words[0] // UNIT))
+            self.got += words[1]
+        elif kind == END:
+            self.ended = True
+        elif kind != ABANDONED:
+            self.spoiled(self.nonsense(f"a record of kind {kind}"))
+        aw_advance(&inc.ring, length)
+        aw_release_records(&inc.ring)
+        if aw_room_was_wanted(&inc.ring, 0):
+            self.ring_peer()
+        return self.incoming and self.got == self.total
+
+    cdef int need_extent(self, Incoming inc, uint32_t kind, uint64_t* words) except -1:
+        cdef uint64_t offset = words[0], length = words[1]
+        if kind == NEXT:
+            if length == 0 or length > self.total - self.got:
+                raise self.nonsense("a long message is longer than it said")
+            if self.contiguous:
+                if offset != self.base + self.got:
+                    raise self.nonsense("a long message goes on somewhere else")
+                return 0                         # the whole extent was checked when it began
+        elif kind == FIRST and (length == 0 or length >= words[2]):
+            raise self.nonsense("a long message begins with all of itself, or nothing")
+        if kind == FIRST and words[3]:
+            inc.need_extent(offset, words[2])
+        else:
+            inc.need_extent(offset, length)
+        return 0
+
+    cdef int copy_piece(self, Incoming inc, uint64_t offset, uint64_t n) except -1:
+        """Copy the next `n` bytes of the long message to where it goes."""
+        cdef char* to
+        cdef const char* source = inc.pool + offset
+        if self.target != NULL:
+            to = self.target
+        else:
+            if self.body is None:
+                keep_heap()
+                # No memory is used by an announced length: the allocator maps it, and only what comes is touched.
+                self.body = PyBytes_FromStringAndSize(NULL, self.total)
+            to = PyBytes_AS_STRING(self.body)
+        to += self.copied
+        if n >= NOGIL_COPY:
+            with nogil:
+                memcpy(to, source, n)
+        else:
+            memcpy(to, source, n)
+        self.copied += n
+        return 0
+
+    cdef int catch_up(self, Incoming inc) except -1:
+        """Copy what came of a contiguous message."""
+        while self.contiguous and self.copied < self.got:
+            self.copy_piece(inc, self.base + self.copied, min(self.got - self.copied, <uint64_t> PIECE))
+        return 0
+
+    cdef object finished_copy(self, Incoming inc):
+        cdef object message
+        self.catch_up(inc)
+        message = self.body
+        self.finish_incoming(inc)
+        return message
+
+    cdef int finish_incoming(self, Incoming inc) except -1:
+        cdef Py_ssize_t n = self.total
+        if self.contiguous:
+            inc.give_back(<uint32_t> (self.base // UNIT))
+        self.body = None
+        self.target = NULL
+        self.incoming = False
+        self.handed_over(inc, n)
+        return 0
+
+    cdef int drop_incoming(self, Incoming inc) except -1:
+        if self.incoming:
+            self.incoming = False
+            if self.contiguous:
+                inc.give_back(<uint32_t> (self.base // UNIT))
+            self.body = None
+        return 0
+
+    cdef object take_view(self, bint block):
+        """The next message in place, as a read-only memoryview; small ones as a view of a copy, which costs less."""
+        cdef Incoming inc = self.inc
+        cdef aw_record record
+        cdef View view
+        cdef int r
+        while True:
+            if inc is None:
+                self.need_open_here()
+            if self.incoming and self.got == self.total:
+                if not self.contiguous:
+                    return memoryview(self.finished_copy(inc))
+                view = View.__new__(View)
+                view.owner = inc
+                view.memory = <char*> (inc.pool + self.base)
+                view.nbytes = self.total
+                view.unit = <uint32_t> (self.base // UNIT)
+                inc.views += 1
+                self.body = None
+                self.incoming = False
+                self.handed_over(inc, self.total)
+                return memoryview(view)
+            r = aw_peek(&inc.ring, &record)
+            if r > 0 and record.kind == INLINE:
+                return memoryview(self.take_message(block))
+            if r > 0:
+                self.long_record(inc, &record)
+            elif not self.nothing_here(inc, r):
+                return None
+
+    cdef Py_ssize_t take_message_into(self, char* p, Py_ssize_t size, bint block) except -2:
+        cdef Incoming inc = self.inc
+        cdef aw_record record
+        cdef Py_ssize_t n
+        cdef uint64_t words[4]
+        cdef int r
+        while True:
+            if inc is None:
+                self.need_open_here()
+            if self.incoming and self.total > <uint64_t> size:
+                raise BufferError(f"recv_into {self.address}: the next message has {self.total} bytes and the buffer "
+                                  f"{size}; the message stays queued")
+            if self.incoming and self.got == self.total:
+                if self.target == NULL and self.body is None:
+                    self.target = p
+                self.catch_up(inc)
+                n = self.total
+                if self.body is not None:
+                    memcpy(p, PyBytes_AS_STRING(self.body), n)
+                self.finish_incoming(inc)
+                return n
+            r = aw_peek(&inc.ring, &record)
+            if r > 0 and not (self.incoming and record.kind == NEXT):
+                n = record.length
+                if record.kind == EXTENT and n >= 16 or record.kind == FIRST and n >= 32:
+                    memcpy(words, record.data, min(n, 32))
+                    n = words[2] if record.kind == FIRST else words[1]
+                if n > size and record.kind <= FIRST:
+                    raise BufferError(f"recv_into {self.address}: the next message has {n} bytes and the buffer {size}; "
+                                      "the message stays queued")
+                if record.kind == INLINE:
+                    self.drop_incoming(inc)
+                    if n > self.max_message:
+                        self.too_large(n)
+                    memcpy(p, record.data, n)
+                    aw_advance(&inc.ring, record.length)
+                    aw_release_records(&inc.ring)
+                    self.handed_over(inc, n)
+                    if aw_room_was_wanted(&inc.ring, 0):
+                        self.ring_peer()
+                    return n
+            if r > 0:
+                if self.target == NULL and self.body is None:
+                    self.target = p
+                self.long_record(inc, &record)
+                if self.incoming:
+                    self.catch_up(inc)
+            elif not self.nothing_here(inc, r):
+                return -1
+
+    cdef int stop_into(self) except -1:
+        """The caller's buffer is the caller's again: what came of a long message goes elsewhere."""
+        cdef char* target = self.target
+        if target == NULL:
+            return 0
+        self.target = NULL
+        if self.incoming:
+            if self.contiguous:
+                self.copied = 0                  # it is all still in the pool
+            elif self.copied:
+                self.body = PyBytes_FromStringAndSize(NULL, self.total)
+                memcpy(PyBytes_AS_STRING(self.body), target, self.copied)
+        return 0
+
+    cdef list next_messages(self, object first, Py_ssize_t limit):
+        """As the base's, without arming the doorbell at its end, and with one store for all that was taken."""
+        cdef Incoming inc = self.inc
+        cdef list out = [first]
+        cdef aw_record record
+        cdef Py_ssize_t n = 0, nbytes = 0
+        while self.returned is not None and len(out) < limit:
+            out.append(self.next_message(False))
+        if inc is None or self.incoming:
+            return out
+        while len(out) < limit and aw_peek(&inc.ring, &record) > 0 and record.kind == INLINE \
+                and <Py_ssize_t> record.length <= self.max_message:
+            out.append(PyBytes_FromStringAndSize(record.data, record.length))
+            aw_advance(&inc.ring, record.length)
+            n += 1
+            nbytes += record.length
+        if n:
+            aw_release_records(&inc.ring)
+            aw_count_taken(&inc.ring, n)
+            self.slot.messages_received += n
+            self.slot.bytes_received += nbytes
+            self.turns += 1 + n // FLURRY // 8
+            if aw_room_was_wanted(&inc.ring, 0):
+                self.ring_peer()
+        return out
+
+    # -- waiting, on the blocking front ---------------------------------------------------------------------------------
+
+    cdef int wait_ready(self, int mask, double timeout) except -1:
+        """Spin as far as that pays, then sleep until the doorbell rings."""
+        cdef Outgoing out = self.out
+        cdef Incoming inc = self.inc
+        cdef aw_consumer* c
+        cdef aw_producer* p
+        cdef bint reading = mask == READ
+        cdef uint64_t end = 0, now, ns
+        cdef int r
+        if out is None or inc is None:
+            raise ChannelClosed("it was closed on this side", address=str(self.address), operation="wait")
+        c = &inc.ring if reading else NULL
+        p = &out.ring
+        if timeout >= 0:
+            end = aw_now() + <uint64_t> (min(timeout, 1e9) * 1e9)
+        self.waiters += 1
+        try:
+            if not self.gone and (self.waiting == SPIN or (self.waiting == ADAPTIVE and not self.alone)):
+                if aw_glance(c, p, self.need_room):
+                    return mask
+                r = self.spin(c, p, end, timeout)
+                if r != 0:
+                    return mask if r > 0 else 0
+            return self.sleep(out, inc, reading, end, timeout)
+        finally:
+            self.waiters -= 1
+            if self.closed:
+                self.drop_wake_fd()
+                if self.doomed and self.waiters == 0:
+                    self.close_now()
+
+    cdef int spin(self, aw_consumer* c, aw_producer* p, uint64_t end, double timeout) except -2:
+        """1: ready; 0: go to sleep; -1: the time is up."""
+        cdef uint64_t ns = self.budget, now
+        cdef int r
+        if self.waiting == SPIN:
+            while True:
+                ns = 500000
+                if timeout >= 0:
+                    now = aw_now()
+                    if now >= end:
+                        return -1
+                    ns = min(ns, end - now)
+                with nogil:
+                    r = aw_spin(c, p, self.need_room, ns)
+                if r or self.closed:
+                    return 1
+                PyErr_CheckSignals()
+                self.look()
+                if self.gone:
+                    return 1
+        if self.misses >= 8:
+            # It has not paid for a while: look only now and then whether the peer has become quicker.
+            self.misses += 1
+            if self.misses % 16:
+                return 0
+        if timeout >= 0:
+            now = aw_now()
+            ns = min(ns, end - now) if now < end else 0
+        with nogil:
+            r = aw_spin(c, p, self.need_room, ns)
+        if r:
+            self.misses = 0
+            self.budget = LONGEST_SPIN
+            return 1
+        self.misses += 1
+        if self.budget > LONGEST_SPIN // 8:
+            self.budget //= 2
+        return 0
+
+    cdef int sleep(self, Outgoing out, Incoming inc, bint reading, uint64_t end, double timeout) except -1:
+        """Say that we sleep, look once more, sleep in poll(2)."""
+        cdef pollfd fds[3]
+        cdef int r, ms, e, mask = READ if reading else WRITE
+        cdef uint64_t now
+        cdef bint others
+        fds[0].fd = self.sock
+        fds[1].fd = self.death
+        fds[2].fd = self.wake_fd
+        fds[0].events = fds[1].events = fds[2].events = POLLIN
+        if reading:
+            self.waits_for_data = True
+        else:
+            self.waits_for_room = True
+        try:
+            while True:
+                if reading:
+                    r = aw_sleep_for_data(&inc.ring)
+                else:
+                    r = aw_sleep_to_send(&out.ring, self.need_room)
+                if r or self.gone or self.closed:
+                    return mask
+                ms = -1
+                if timeout >= 0:
+                    now = aw_now()
+                    if now >= end:
+                        return 0
+                    ms = <int> min((end - now + 999999) // 1000000, <uint64_t> 2000000000)
+                with nogil:
+                    r = c_poll(fds, 3, ms)
+                    e = errno
+                if r > 0:
+                    # One token may be for the other thread of this side. So: empty the bell first, then look at the other,
+                    # and put the token back if that one waits and was rung. (Looking first loses what is rung between.)
+                    if fds[2].revents:
+                        if self.interrupted:
+                            return mask              # the caller looks why
+                        self.put_back(False)
+                    if fds[1].revents:
+                        self.gone = True
+                    elif fds[0].revents:
+                        self.drain()
+                    if (self.waits_for_room and not aw_room_wanted(out.ring.control) if reading else
+                            self.waits_for_data and not aw_data_wanted(inc.ring.control)):
+                        self.put_back(True)
+                    if self.gone or (aw_has_data(&inc.ring) if reading else aw_can_send(&out.ring, self.need_room)):
+                        return mask
+                elif r < 0 and e != EINTR:
+                    raise OSError(e, f"poll {self.address}: {os.strerror(e)}")
+                if r < 0:
+                    PyErr_CheckSignals()
+        finally:
+            if reading:
+                self.waits_for_data = False
+                aw_awake_with_data(&inc.ring)
+            else:
+                self.waits_for_room = False
+                aw_awake_with_room(&out.ring)
+
+    cdef int put_back(self, bint ring) except -1:
+        """Ring the bell that is this side's own, or empty it."""
+        if self.wake_fd >= 0:
+            try:
+                if ring:
+                    os.eventfd_write(self.wake_fd, 1)
+                else:
+                    os.eventfd_read(self.wake_fd)
+            except BlockingIOError:
+                pass
+        return 0
+
+    def interrupt(self):
+        self.interrupted = True
+        MessageEndpoint.interrupt(self)
+
+    # -- ending ---------------------------------------------------------------------------------------------------------
+
+    def try_eof(self):
+        """Half-close: the end goes after everything sent before it."""
+        if self.end_sent:
+            return DONE
+        self.need_sending()
+        if self.long_keep is not None:
+            self.want = WRITE
+            return BLOCKED
+        while aw_has_room(&self.out.ring, 0) <= 0:
+            if not self.room_came(0):
+                return BLOCKED
+        self.put_end()
+        return DONE
+
+    cdef int put_end(self) except -1:
+        aw_commit(&self.out.ring, END, 0)
+        aw_publish(&self.out.ring)
+        self.end_sent = True
+        if aw_must_ring(&self.out.ring):
+            self.ring_peer()
+        return 0
+
+    def finish_steps(self, timeout):
+        """Generator: the end, after what was sent; and say that nothing is taken here any more."""
+        cdef double end = time.monotonic() + timeout
+        cdef int room
+        if self.out is None:
+            return
+        if self.long_keep is not None:
+            self.adopt_output()
+        while not self.end_sent and not self.broken and not self.gone:
+            room = aw_has_room(&self.out.ring, 0)
+            if room > 0:
+                # First: whoever has seen the end must not be able to send into a channel that takes nothing.
+                aw_set_closed(self.inc.ring.control)
+                self.put_end()
+                break
+            if room < 0:
+                self.spoiled(self.nonsense("the peer's cursor makes no sense"))
+            if aw_closed(self.out.ring.control):
+                break
+            if not aw_sleep_to_send(&self.out.ring, 0):
+                if not (yield Wait(self.signs(), max(0.0, end - time.monotonic()))):
+                    return
+                self.rung()
+        aw_set_closed(self.inc.ring.control)
+        self.ending = True
+        self.ring_peer()
+
+    def signs(self):
+        """What becomes readable when the peer rings, or goes."""
+        return [(fd, READ) for fd in (self.sock, self.death) if fd >= 0]
+
+    def drain_steps(self, timeout):
+        """Generator: drop what still comes, until the peer closes too or the deadline passes."""
+        cdef double end = time.monotonic() + timeout
+        cdef bint first = True
+        cdef aw_record record
+        cdef int r
+        if self.out is None or not self.ending:
+            return
+        while not self.broken and not self.gone and not aw_closed(self.out.ring.control):
+            if not first and time.monotonic() >= end:
+                return
+            first = False
+            self.turns = 0
+            self.drop_all()
+            r = aw_sleep_for_data(&self.inc.ring)
+            if r or aw_closed(self.out.ring.control):
+                yield Wait(self.signs(), 0.0)
+                continue
+            if not (yield Wait(self.signs(), max(0.0, end - time.monotonic()))):
+                return
+            self.rung()
+        if self.gone and not self.broken and not aw_closed(self.out.ring.control):
+            self.drop_all()
+            if not self.ended:
+                self.lose()
+
+    cdef int drop_all(self) except -1:
+        """Take and drop what is here."""
+        cdef Incoming inc = self.inc
+        cdef aw_record record
+        cdef int r
+        cdef Py_ssize_t count = 0
+        self.returned = None
+        while count < 4096:
+            r = aw_peek(&inc.ring, &record)
+            if r == 0:
+                break
+            if r < 0:
+                self.spoiled(self.nonsense("the peer's ring makes no sense"))
+            count += 1
+            if record.kind == INLINE:
+                self.drop_incoming(inc)
+                aw_advance(&inc.ring, record.length)
+                aw_release_records(&inc.ring)
+                self.slot.drops += 1
+            elif self.long_record(inc, &record):
+                self.drop_incoming(inc)
+                self.slot.drops += 1
+        if aw_room_was_wanted(&inc.ring, 1):
+            self.ring_peer()
+        return 0
+
+    def detach_state(self):
+        raise Unsupported("its memory is sealed for this process: nobody else can ever write to it",
+                          address=str(self.address), operation="detach", advice="connect again from the other process")
+
+    def verdict(self):
+        if isinstance(self.failure, PeerLost) and self.missing() and not self.peer_closed:
+            self.raise_failure()
+
+    def release(self):
+        if self.closed and self.sock < 0:
+            return
+        self.closed = True
+        if self.out is not None:
+            self.missing()                       # the last word on what was taken
+            self.peer_closed = aw_closed(self.out.ring.control)
+        if self.waiters:
+            self.doomed = True
+        else:
+            self.close_now()
+
+    def close_now(self):
+        """Close the descriptors, and let go of the memory."""
+        self.doomed = False
+        if self.sock >= 0:
+            os.close(self.sock)
+        if self.death >= 0:
+            os.close(self.death)
+        self.sock = self.death = self.death_fd = self.read_fd = self.write_fd = -1
+        self.long_keep = self.body = self.half = None
+        if self.inc is not None:
+            self.inc.sock = -1
+        self.out = self.inc = None
