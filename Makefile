@@ -70,13 +70,15 @@ sanitize:
 	done; exit $$status
 
 # Threads that share memory, under ThreadSanitizer. The interpreter's own accesses aren't seen, its locks are (the runtime
-# comes by LD_PRELOAD): what is reported is native code that touches shared memory outside the GIL.
-RACES_TESTS ?= tests/native/test_threads.py
+# comes by LD_PRELOAD): what is reported is native code that touches shared memory outside the GIL. The ring of the
+# shared-memory wire is tested as C alone, RACES_SCALE times as long as by `make test`.
+RACES_TESTS ?= tests/native/test_threads.py tests/native/test_ring.py
+RACES_SCALE ?= 20
 races:
 	@$(MAKE) --no-print-directory VENV=.venv-races MESON_ARGS="-Csetup-args=-Db_sanitize=thread \
 		-Csetup-args=-Db_lundef=false -Csetup-args=-Doptimization=1" .venv-races/.built .venv-races/.group-test
 	@rm -f build/races.*
-	LD_PRELOAD=$$(gcc -print-file-name=libtsan.so) \
+	ANYWIRE_RING_SCALE=$(RACES_SCALE) LD_PRELOAD=$$(gcc -print-file-name=libtsan.so) \
 	TSAN_OPTIONS=halt_on_error=0:second_deadlock_stack=1:log_path=$(CURDIR)/build/races \
 	setarch -R .venv-races/bin/python -m pytest --timeout 240 $(PYTEST_ARGS) $(RACES_TESTS); \
 	status=$$?; for report in build/races.*; do \
