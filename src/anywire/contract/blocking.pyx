@@ -8,7 +8,7 @@ What can go wrong: Ctrl-C (EINTR) at any point: nothing received is lost, a mess
 operation or by `close`; a close from another thread (a receiver goes on until the peer's end or the deadline).
 """
 from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
-from cpython.bytes cimport PyBytes_FromStringAndSize
+from cpython.bytes cimport PyBytes_CheckExact, PyBytes_FromStringAndSize
 from cpython.bytearray cimport PyByteArray_AS_STRING
 from cpython.exc cimport PyErr_CheckSignals
 from libc.stdint cimport uint64_t
@@ -63,6 +63,7 @@ cdef class BlockingFront(Face):
     cdef PyThread_type_lock send_lock
     cdef PyThread_type_lock recv_lock
     cdef unsigned long sender            # the thread that holds send_lock in `transmit`, 0: nobody
+    cdef bint receiving                  # somebody holds recv_lock
 
     def __cinit__(self, *args, **keywords):
         self.send_lock = PyThread_allocate_lock()
@@ -174,10 +175,15 @@ cdef class BlockingFront(Face):
             try:
                 self.check(operation)
             except BaseException:
-                PyThread_release_lock(self.recv_lock)
+                self.stop_receiving()
                 raise
+        self.receiving = True
         self.end.start_turn()
         return 0
+
+    cdef void stop_receiving(self) noexcept:
+        self.receiving = False
+        PyThread_release_lock(self.recv_lock)
 
     cdef int wait_input(self, double limit, double deadline, object timeout, str operation) except -1:
         cdef MessageEndpoint end = self.end
@@ -225,7 +231,7 @@ cdef class BlockingFront(Face):
             if sending:
                 PyThread_release_lock(self.send_lock)
             if receiving:
-                PyThread_release_lock(self.recv_lock)
+                self.stop_receiving()
         end.verdict()
 
     def abort(self):
@@ -260,7 +266,7 @@ cdef class BlockingFront(Face):
             finally:
                 PyThread_release_lock(self.send_lock)
         finally:
-            PyThread_release_lock(self.recv_lock)
+            self.stop_receiving()
 
     def __enter__(self):
         return self
@@ -288,6 +294,9 @@ cdef class Channel(BlockingFront):
 
         Parameters: `timeout`, seconds to wait for room, None for ever.
         Raises TooLarge, PeerLost, ChannelClosed, TimedOut, Forked. Interrupted, it went whole or not at all."""
+        if (self.end.quick and self.sender == 0 and PyBytes_CheckExact(data) and not self.closing
+                and self.end.put_quick(<bytes> data)):
+            return
         self.transmit(ONE, data, timeout, "send")
         if isinstance(data, Loan):
             (<Loan> data).sent = True
@@ -329,6 +338,10 @@ cdef class Channel(BlockingFront):
 
         Parameters: `timeout`, seconds, None for ever.
         Raises EndOfChannel, PeerLost, BadFrame, TooLarge, TimedOut, Busy, ChannelClosed, Forked."""
+        if self.end.quick and copy and not self.receiving and not self.closing:
+            message = self.end.take_quick()
+            if message is not None:
+                return self.end.after_signals(message)
         return self.receive(MESSAGE if copy else VIEW, timeout, "recv")
 
     cdef object receive(self, int mode, object timeout, str operation):
@@ -354,7 +367,7 @@ cdef class Channel(BlockingFront):
                 self.check(operation)
             raise
         finally:
-            PyThread_release_lock(self.recv_lock)
+            self.stop_receiving()
 
     def recv_into(self, buffer, *, timeout=None):
         """Receive the next message into a writable buffer; its size in bytes. Large ones go there straight from the kernel.
@@ -388,7 +401,7 @@ cdef class Channel(BlockingFront):
                 try:
                     end.stop_into()
                 finally:
-                    PyThread_release_lock(self.recv_lock)
+                    self.stop_receiving()
         finally:
             PyBuffer_Release(&view)
 
@@ -405,7 +418,7 @@ cdef class Channel(BlockingFront):
         try:
             return self.end.after_signals(self.end.next_messages(first, limit))
         finally:
-            PyThread_release_lock(self.recv_lock)
+            self.stop_receiving()
 
     def recv_fds(self, *, timeout=None):
         """The next message with the descriptors that came with it: (bytes, list of int). Unix sockets only."""
@@ -503,7 +516,7 @@ cdef class Stream(BlockingFront):
                 self.check("read")
             raise
         finally:
-            PyThread_release_lock(self.recv_lock)
+            self.stop_receiving()
 
     def read_into(self, buffer, *, timeout=None):
         """Read into a writable buffer; the number of bytes, 0 at the end."""
@@ -514,7 +527,7 @@ cdef class Stream(BlockingFront):
             try:
                 return self.some_into(<char*> view.buf, view.len, timeout, "read_into")
             finally:
-                PyThread_release_lock(self.recv_lock)
+                self.stop_receiving()
         finally:
             PyBuffer_Release(&view)
 
@@ -538,7 +551,7 @@ cdef class Stream(BlockingFront):
             (<RawEndpoint> self.end).push_back(out[:have])
             raise
         finally:
-            PyThread_release_lock(self.recv_lock)
+            self.stop_receiving()
 
     def read_until(self, bytes separator=b"\n", *, Py_ssize_t limit=65536, timeout=None):
         """Bytes up to and with `separator`. At most `limit` bytes, else TooLarge (they stay)."""
@@ -569,7 +582,7 @@ cdef class Stream(BlockingFront):
             (<RawEndpoint> self.end).push_back(out)
             raise
         finally:
-            PyThread_release_lock(self.recv_lock)
+            self.stop_receiving()
 
     def __iter__(self):
         return self

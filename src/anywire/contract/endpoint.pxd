@@ -72,6 +72,7 @@ cdef class MessageEndpoint:
     cdef public object peer
     cdef public object wire
     cdef public bint doorbell            # one descriptor rings for both, data and room: it is only ever read
+    cdef bint quick                      # it has put_quick and take_quick
     cdef public bint asynchronous        # its front is the async one (set for endpoints with a doorbell)
     cdef public int death_fd             # with a doorbell: readable when the peer process is dead, -1: none
     cdef public double wake_at           # monotonic seconds: a receiver that waits tries again then; 0: never
@@ -97,6 +98,8 @@ cdef class MessageEndpoint:
     cdef object next_view(self, bint block)
     cdef object take_view(self, bint block)
     cdef int rung(self) except -1
+    cdef bint put_quick(self, bytes data) except -1
+    cdef object take_quick(self)
     cdef bint hung_up(self) noexcept
     cdef Py_ssize_t next_message_into(self, char* p, Py_ssize_t size, bint block) except -2
     cdef int need_nothing_returned(self) except -1

@@ -472,6 +472,16 @@ cdef class MessageEndpoint:
         message = self.take_message(block)
         return None if message is None else memoryview(message).toreadonly()
 
+    cdef bint put_quick(self, bytes data) except -1:
+        """Blocking front, without its locks: put a small message if that can be done at once without giving up the GIL.
+
+        False: nothing happened, whatever the reason; the usual way finds out."""
+        return False
+
+    cdef object take_quick(self):
+        """Likewise: the next message, or None."""
+        return None
+
     cdef int rung(self) except -1:
         """Async front: the doorbell rang, or the peer went (endpoints with a doorbell)."""
         return 0

@@ -317,6 +317,9 @@ cdef class SendOperation(Operation):
     def name(self):
         return "write" if isinstance(self.front.end, RawEndpoint) else "send"
 
+    cdef int enter(self) except -1:
+        return 0                             # `attempt` looks at each turn whether the channel is open
+
     cdef object attempt(self):
         cdef Front front = self.front
         cdef MessageEndpoint end = front.end

@@ -19,15 +19,14 @@ Waiting releases the GIL, copies of large pieces too; everything else happens un
 What can go wrong: the peer dies (what it published is handed out, then `PeerLost`), memory runs out (`MemoryError` from
 `loan`, a send waits), the peer writes nonsense (`BadFrame`).
 """
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.buffer cimport PyBuffer_FillInfo
 from cpython.exc cimport PyErr_CheckSignals, PyErr_SetFromErrno
 from libc.errno cimport EAGAIN, EINTR, errno
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy, memmove, memset
 from anywire.contract cimport counters
-from anywire.contract.endpoint cimport (BLOCKED, DONE, PARTIAL, READ, WRITE, Loan, MessageEndpoint, copy_message, hold,
-                                        monotonic_ns)
+from anywire.contract.endpoint cimport (BLOCKED, DONE, PARTIAL, READ, WRITE, Loan, MessageEndpoint, fork_generation, hold)
 from anywire.contract.heap cimport keep_heap
 
 import fcntl
@@ -116,11 +115,15 @@ cdef extern from *:
         clock_gettime(CLOCK_MONOTONIC, &t);
         return (uint64_t) t.tv_sec * 1000000000u + (uint64_t) t.tv_nsec;
     }
-    /* A clock that costs a few nanoseconds and moves once a kernel tick. */
+    /* A clock that costs a few nanoseconds and moves once a millisecond or so. */
     static inline uint64_t aw_tick(void) {
+    #if defined(__x86_64__) || defined(__i386__)
+        return __builtin_ia32_rdtsc() >> 21;
+    #else
         struct timespec t;
         clock_gettime(CLOCK_MONOTONIC_COARSE, &t);
         return (uint64_t) t.tv_sec * 1000000000u + (uint64_t) t.tv_nsec;
+    #endif
     }
     /* Look for data, or for room, `ns` nanoseconds long: 1 there is some (or nonsense: the caller finds out), 0 time is up. */
     static int aw_spin(aw_consumer *c, aw_producer *p, uint64_t need, uint64_t ns) {
@@ -539,6 +542,7 @@ cdef class ShmEndpoint(MessageEndpoint):
         self.budget = LONGEST_SPIN // 2
         self.inline_limit = min(<Py_ssize_t> (out.ring_size // 8), 65536)
         self.checked = aw_tick()
+        self.quick = True
 
     @property
     def unconfirmed(self):
@@ -690,6 +694,44 @@ cdef class ShmEndpoint(MessageEndpoint):
                 if aw_must_ring(&self.out.ring):
                     self.ring_peer()
         return status
+
+    cdef bint put_quick(self, bytes data) except -1:
+        cdef Py_ssize_t n = PyBytes_GET_SIZE(data)
+        cdef aw_producer* ring
+        if (n > self.inline_limit or n > self.peer_limit or self.broken or self.end_sent or self.gone or self.closed
+                or self.out is None or self.long_keep is not None or self.generation != fork_generation()):
+            return False
+        ring = &self.out.ring
+        if aw_tick() != self.checked or aw_closed(ring.control) or aw_has_room(ring, n) <= 0:
+            return False
+        memcpy(aw_slot(ring), PyBytes_AS_STRING(data), n)
+        aw_commit(ring, INLINE, <uint32_t> n)
+        self.went(n)
+        aw_publish(ring)
+        if aw_must_ring(ring):
+            self.ring_peer()
+        return True
+
+    cdef object take_quick(self):
+        cdef Incoming inc = self.inc
+        cdef aw_record record
+        cdef object message
+        cdef int r
+        if (inc is None or self.closed or self.incoming or self.returned is not None
+                or self.generation != fork_generation()):
+            return None
+        r = aw_peek(&inc.ring, &record)
+        if r == 0 and self.waiting != SLEEP and not self.alone and aw_glance(&inc.ring, NULL, 0):
+            r = aw_peek(&inc.ring, &record)
+        if r <= 0 or record.kind != INLINE or <Py_ssize_t> record.length > self.max_message:
+            return None
+        message = PyBytes_FromStringAndSize(record.data, record.length)
+        aw_advance(&inc.ring, record.length)
+        aw_release_records(&inc.ring)
+        self.handed_over(inc, record.length)
+        if aw_room_was_wanted(&inc.ring, 0):
+            self.ring_peer()
+        return message
 
     cdef inline int put_inline(self, const char* p, Py_ssize_t n) except -1:
         """Commit a small message; the caller publishes."""
@@ -983,13 +1025,16 @@ cdef class ShmEndpoint(MessageEndpoint):
         self.want = READ
         if not self.asynchronous:
             return False
-        if self.spin_ns and not self.alone:
+        if self.waiting != SLEEP and not self.alone:
+            # A peer in the middle of a flurry has the next message ready within a microsecond; to sleep, and to be rung for
+            # it, costs both sides a hundred times that.
             if aw_glance(&inc.ring, NULL, 0):
                 return True
-            with nogil:
-                r = aw_spin(&inc.ring, NULL, 0, self.spin_ns)
-            if r:
-                return True
+            if self.spin_ns:
+                with nogil:
+                    r = aw_spin(&inc.ring, NULL, 0, self.spin_ns)
+                if r:
+                    return True
         r = aw_sleep_for_data(&inc.ring)
         if r:
             aw_awake_with_data(&inc.ring)
