@@ -1,6 +1,6 @@
-"""All benchmarks with short settings, then what they claim, in one list. Takes less than four minutes.
+"""All benchmarks with short settings, then what they claim, in one list. Takes less than six minutes.
 
-Each runs as it would alone, so its output is the same. `--long` gives each its own settings (about ten minutes);
+Each runs as it would alone, so its output is the same. `--long` gives each its own settings (about fifteen minutes);
 `--check` makes a claim that doesn't hold the exit status. On a machine that does other work meanwhile a claim can fail
 that holds on an idle one: run it alone then.
 """
@@ -22,6 +22,8 @@ SHORT = {
     "stream_echo": ["--rounds", "3", "--seconds", "0.4"],
     "channel_echo": ["--rounds", "3", "--seconds", "0.4"],
     "blocking_unix": ["--rounds", "3", "--seconds", "0.08"],
+    "aio_ipc": ["--rounds", "3", "--seconds", "0.3"],
+    "shm_blocking": ["--rounds", "3", "--seconds", "0.08"],
     "idle_connections": ["--rounds", "1"],
 }
 

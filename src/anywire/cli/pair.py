@@ -239,37 +239,40 @@ class Children:
 class Pair(Children):
     """The two children of one contender; the parameters are those of `Children`."""
 
+    program = "anywire.cli.contenders"
+
     def __init__(self, contender: Contender, server_core: int, client_core: int, wrap: Sequence[str] = ()) -> None:
         self.contender = contender
-        self.counts: dict[tuple[str, int], int] = {}
+        self.counts: dict[Any, int] = {}
         super().__init__(
-            "anywire.cli.contenders", key(contender), contender.address, server_core, client_core,
+            self.program, key(contender), contender.address, server_core, client_core,
             inherits=contender.inherits, trust=contender.trust, wrap=wrap,
         )
 
-    def phase(self, phase: str, size: int, count: int, seconds: float = 0.0) -> dict[str, float]:
-        """Do `phase` with `count` messages of `size` bytes; `seconds` is how long that should take.
+    def phase(self, phase: str, size: int, count: int, seconds: float = 0.0, **more: Any) -> dict[str, float]:
+        """Do `phase` with `count` messages of `size` bytes; `seconds` is how long that should take. `more` is told too.
 
-        Returns the time from the client's start to the end (echo: the client's, flow: the server's), and CPU times.
+        Returns the time from the client's start to the end (flow: the server's, else the client's), and CPU times.
         """
-        order = {"phase": phase, "size": size, "count": count}
+        order = {"phase": phase, "size": size, "count": count, **more}
         self.server.tell(order)
         self.client.tell(order)
         server, client = self.answers(PATIENCE + seconds)
         # CLOCK_MONOTONIC is one clock for all processes of a host: clock_gettime(2).
-        ended = client["ended"] if phase == "echo" else server["ended"]
+        ended = server["ended"] if phase == "flow" else client["ended"]
         wall = (ended - client["began"]) / 1e9
         return {"seconds": wall, "client": client["cpu"] / 1e9, "server": server["cpu"] / 1e9}
 
-    def measure(self, phase: str, size: int, seconds: float) -> dict[str, float]:
+    def measure(self, phase: str, size: int, seconds: float, **more: Any) -> dict[str, float]:
         """About `seconds` of `phase`: messages (echo: round trips) per second, MB/s one way, CPU µs for each."""
-        count = self.counts.get((phase, size))
+        what = (phase, size, *more.items())
+        count = self.counts.get(what)
         if count is None:                   # warm up, and see how fast it is
             count = 4
-            while (took := self.phase(phase, size, count)["seconds"]) < seconds / 8:
+            while (took := self.phase(phase, size, count, **more)["seconds"]) < seconds / 8:
                 count = max(count * 2, min(count * 16, int(count * seconds / 4 / took)))
-            count = self.counts[phase, size] = max(2, int(count * seconds / took))
-        done = self.phase(phase, size, count, seconds)
+            count = self.counts[what] = max(2, int(count * seconds / took))
+        done = self.phase(phase, size, count, seconds, **more)
         return {
             "rate": count / done["seconds"],
             "mb_s": count * size / done["seconds"] / 1e6,
