@@ -184,6 +184,9 @@ cdef extern from "<sys/socket.h>" nogil:
     ssize_t c_send "send"(int fd, const void* p, size_t n, int flags)
     ssize_t c_recv "recv"(int fd, void* p, size_t n, int flags)
 
+cdef extern from "<unistd.h>" nogil:
+    int c_close "close"(int fd)
+
 cdef extern from "<poll.h>" nogil:
     struct pollfd:
         int fd
@@ -522,6 +525,12 @@ cdef class ShmEndpoint(MessageEndpoint):
         self.sock = self.death = -1
         self.doorbell = True
 
+    def __dealloc__(self):
+        if self.sock >= 0:
+            c_close(self.sock)
+        if self.death >= 0:
+            c_close(self.death)
+
     def __init__(self, int sock, address, peer, wire, Py_ssize_t max_message):
         self.sock = self.read_fd = self.write_fd = sock
         self.peer = peer
@@ -858,6 +867,7 @@ cdef class ShmEndpoint(MessageEndpoint):
         cdef const char* source
         cdef bint contiguous
         cdef uint32_t kind
+        cdef object keep = self.long_keep            # as in copy_piece
         while self.long_done < self.long_total:
             if self.gone or self.out is None or aw_closed(out.ring.control):
                 self.long_keep = None
@@ -1111,6 +1121,7 @@ cdef class ShmEndpoint(MessageEndpoint):
         """Copy the next `n` bytes of the long message to where it goes."""
         cdef char* to
         cdef const char* source = inc.pool + offset
+        cdef object body
         if self.target != NULL:
             to = self.target
         else:
@@ -1120,6 +1131,7 @@ cdef class ShmEndpoint(MessageEndpoint):
                 self.body = PyBytes_FromStringAndSize(NULL, self.total)
             to = PyBytes_AS_STRING(self.body)
         to += self.copied
+        body = self.body                         # without the GIL another thread may abort() this channel
         if n >= NOGIL_COPY:
             with nogil:
                 memcpy(to, source, n)
@@ -1137,7 +1149,7 @@ cdef class ShmEndpoint(MessageEndpoint):
     cdef object finished_copy(self, Incoming inc):
         cdef object message
         self.catch_up(inc)
-        message = self.body
+        message = self.body if self.total else b""
         self.finish_incoming(inc)
         return message
 
@@ -1473,6 +1485,8 @@ cdef class ShmEndpoint(MessageEndpoint):
                 if not (yield Wait(self.signs(), max(0.0, end - time.monotonic()))):
                     return
                 self.rung()
+                if self.waits_for_data and not aw_data_wanted(self.inc.ring.control):
+                    self.put_back(True)          # a thread that receives still goes on, and was rung
         aw_set_closed(self.inc.ring.control)
         self.ending = True
         self.ring_peer()

@@ -48,6 +48,8 @@ NO_MEMORY = 3
 """Extension: why there is no shared memory on this connection, UTF-8; both sides go on over the socket."""
 _HELLO = struct.Struct("<IIQQQ")
 _MAPPED = b"M"
+_CONTROL = socket.CMSG_SPACE(8 * 4) + socket.CMSG_SPACE(12)
+"""Bytes of ancillary data: up to 8 descriptors (two are right), and who wrote (unix(7), SCM_CREDENTIALS)."""
 _LEAST, _MOST = 4096, 1 << 30
 
 TRAITS = Traits(
@@ -201,7 +203,11 @@ class Meeting:
         self, sock: socket.socket, address: Address, wire: Any, options: Mapping[str, Any], operation: str
     ) -> None:
         sock.setblocking(False)
+        # With every message the kernel tells who wrote it: a listener that was moved, or shared by forked workers, is
+        # accepted from by another process than the one that SO_PEERCRED names, which called listen(2).
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         self.sock = sock
+        self.writer = 0
         self.address = address
         self.wire = wire
         self.options = options
@@ -325,8 +331,8 @@ class Meeting:
     def _endpoint(self, ours: Outgoing, inc: Incoming, theirs: Preamble) -> ShmEndpoint:
         cpus = int.from_bytes(theirs.extensions[MEMORY][_HELLO.size :], "little")
         cpus |= sum(1 << cpu for cpu in os.sched_getaffinity(0))
-        ours.close_descriptors()
         death = self._pidfd()
+        ours.close_descriptors()
         endpoint = ShmEndpoint(self.sock.detach(), self.address, self.peer, self.wire, self.options["max_message"])
         endpoint.complete(
             ours, inc, death, min(theirs.max_message, 1 << 62), self.options["waiting"], self.options["spin_us"],
@@ -336,10 +342,11 @@ class Meeting:
 
     def _pidfd(self) -> int:
         """The peer's pidfd, -1 where its process can't be seen (another PID namespace)."""
-        if not self.peer.pid:
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 0)
+        if self.writer <= 0:
             return -1
         try:
-            return os.pidfd_open(self.peer.pid)
+            return os.pidfd_open(self.writer)
         except OSError:
             return -1
 
@@ -384,13 +391,17 @@ class Meeting:
         data = b""
         while len(data) < count:
             try:
-                chunk, fds, flags, _ = socket.recv_fds(self.sock, count - len(data), 8, socket.MSG_CMSG_CLOEXEC)
+                chunk, ancillary, flags, _ = self.sock.recvmsg(count - len(data), _CONTROL, socket.MSG_CMSG_CLOEXEC)
             except BlockingIOError:
                 yield from self._wait(READ, what)
                 continue
             except OSError as error:
                 raise self._lost(error.strerror or str(error)) from None
-            self.fds += fds
+            for level, kind, value in ancillary:
+                if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                    self.fds += struct.unpack(f"{len(value) // 4}i", value[: len(value) // 4 * 4])
+                elif (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS):
+                    self.writer = struct.unpack("3i", value)[0]
             if flags & socket.MSG_CTRUNC:
                 raise self._lost("descriptors of its memory were lost; this process may have too many open")
             if not chunk:
