@@ -4,7 +4,7 @@
  *   ring_stress two MESSAGES SEED        two threads, each with a mapping of its own, as two processes have them
  *   ring_stress one MESSAGES SEED        both on one mapping: ThreadSanitizer knows memory by its address, so only here
  *                                        does it see what the two threads share
- *   ring_stress meet ROUNDS SEED         two threads; in each round one publishes just as the other goes to sleep for data,
+ *   ring_stress meet SECONDS SEED        two threads; in each round one publishes just as the other goes to sleep for data,
  *                                        then one makes room just as the other goes to sleep for it
  *   ring_stress producer COUNT SEED      this side produces; another process scribbles over all that a consumer may write
  *   ring_stress consumer COUNT SEED      this side consumes; another process scribbles over all that a producer may write
@@ -25,6 +25,7 @@
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "ring.h"
@@ -256,15 +257,16 @@ static void two_threads(int mappings) {
 typedef struct {
     _Atomic uint64_t round[2];  /* which round each thread has reached */
     _Atomic int rings, sleeps;  /* what each decided in this round */
+    _Atomic int over;
     aw_producer p;
     aw_consumer c;
-    uint64_t rang, awake;
+    uint64_t rounds, rang, awake;
 } meeting;
 
 static void reach(meeting *m, int who, uint64_t round) {
     atomic_store(&m->round[who], round);
     for (uint64_t i = 1; atomic_load(&m->round[!who]) < round; i++)
-        if (i % 1024 == 0)
+        if (i % 65536 == 0)                                     /* late: a thread that yields isn't there to meet */
             sched_yield();
 }
 
@@ -276,7 +278,10 @@ static void dither(uint64_t random) {
 static void *meet_producer(void *argument) {
     meeting *m = argument;
     uint64_t random = seed;
-    for (uint64_t round = 0; round < wanted; round++) {
+    time_t end = time(NULL) + (time_t)wanted + 1;
+    for (uint64_t round = 0; !atomic_load(&m->over); round++) {
+        if (round % 64 == 0 && time(NULL) >= end)
+            atomic_store(&m->over, 1);                          /* seen by both before the next round */
         memset(aw_slot(&m->p), 1, SIZE / 2 - AW_RECORD);        /* half the ring */
         aw_commit(&m->p, 0, SIZE / 2 - AW_RECORD);
         reach(m, 0, 4 * round + 1);
@@ -301,13 +306,16 @@ static void *meet_consumer(void *argument) {
     meeting *m = argument;
     aw_record record;
     uint64_t random = ~seed;
-    for (uint64_t round = 0; round < wanted; round++) {
+    int over = 0;
+    for (uint64_t round = 0; !over; round++) {
         reach(m, 1, 4 * round + 1);
+        over = atomic_load(&m->over);
         dither(next(&random));
         int sleeps = aw_sleep_for_data(&m->c) == 0;
         reach(m, 1, 4 * round + 2);
         if (sleeps && !atomic_load(&m->rings))
             fail("the consumer sleeps and the producer doesn't ring", round);
+        m->rounds++;
         m->awake += !sleeps;
         aw_awake_with_data(&m->c);
         if (aw_peek(&m->c, &record) != 1)
@@ -340,7 +348,7 @@ static void meet(void) {
         fail("pthread_create", (uint64_t)errno);
     pthread_join(producer, NULL);
     pthread_join(consumer, NULL);
-    printf("rounds=%llu rang=%llu awake=%llu\n", (unsigned long long)wanted, (unsigned long long)m.rang,
+    printf("rounds=%llu rang=%llu awake=%llu\n", (unsigned long long)m.rounds, (unsigned long long)m.rang,
            (unsigned long long)m.awake);
 }
 
@@ -405,7 +413,7 @@ static void stop(pid_t child) {
 }
 
 static int goes_on(uint64_t round, uint64_t believed, uint64_t refused) {
-    if (round % 64 == 0)
+    if (round % 1024 == 0)
         sched_yield();                                          /* with one CPU the peer needs its turn */
     if (round == ((uint64_t)1 << 32))
         fail("the peer's nonsense is always believed, or never", believed);
