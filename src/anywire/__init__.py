@@ -24,10 +24,12 @@ if TYPE_CHECKING:
     from anywire.contract.errors import ChannelClosed as ChannelClosed
     from anywire.contract.errors import EndOfChannel as EndOfChannel
     from anywire.contract.errors import Forked as Forked
+    from anywire.contract.errors import MessagesLost as MessagesLost
     from anywire.contract.errors import PeerLost as PeerLost
     from anywire.contract.errors import Refused as Refused
     from anywire.contract.errors import TimedOut as TimedOut
     from anywire.contract.errors import TooLarge as TooLarge
+    from anywire.contract.errors import TooSlow as TooSlow
     from anywire.contract.errors import UnknownWire as UnknownWire
     from anywire.contract.errors import Unsupported as Unsupported
     from anywire.contract.handle import Handle as Handle
@@ -49,11 +51,15 @@ if TYPE_CHECKING:
     from anywire.facade import listen_stream as listen_stream
     from anywire.facade import serve as serve
     from anywire.facade import serve_stream as serve_stream
+    from anywire.patterns.publishing import Publisher as Publisher
+    from anywire.patterns.publishing import publish as publish
+    from anywire.patterns.subscribing import Subscription as Subscription
+    from anywire.patterns.subscribing import subscribe as subscribe
     from anywire.wires.moving import pipe as pipe
 
 _ERRORS = (
-    "AddressError AnywireError BadFrame Busy ChannelClosed EndOfChannel Forked PeerLost Refused TimedOut TooLarge "
-    "UnknownWire Unsupported"
+    "AddressError AnywireError BadFrame Busy ChannelClosed EndOfChannel Forked MessagesLost PeerLost Refused TimedOut "
+    "TooLarge TooSlow UnknownWire Unsupported"
 )
 _FACADE = (
     "Listener Server attach connect connect_forever connect_stream listen listen_stream serve serve_stream"
@@ -70,12 +76,16 @@ _HOME = {
     "MessageEndpoint": "anywire.contract.endpoint",
     "Option": "anywire.contract.options",
     "Peer": "anywire.contract.peer",
+    "Publisher": "anywire.patterns.publishing",
     "Resolve": "anywire.contract.waits",
     "Stream": "anywire.contract.stream",
+    "Subscription": "anywire.patterns.subscribing",
     "Traits": "anywire.contract.traits",
     "Wait": "anywire.contract.waits",
     "Wire": "anywire.contract.wire",
     "pipe": "anywire.wires.moving",
+    "publish": "anywire.patterns.publishing",
+    "subscribe": "anywire.patterns.subscribing",
 }
 
 __all__ = sorted([*_HOME, "sync"])  # noqa: PLE0605 # pyright: ignore[reportUnsupportedDunderAll]

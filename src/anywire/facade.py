@@ -17,6 +17,7 @@ import logging
 import os
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator
+from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import Any, Generic, Self, TypeAlias, TypeVar
 
@@ -48,23 +49,24 @@ from anywire.wires.plan import (
 log = logging.getLogger("anywire")
 
 F = TypeVar("F", Channel, Stream)
+C = TypeVar("C", bound=AbstractAsyncContextManager[Any])
 Authorize: TypeAlias = Callable[[Peer], "bool | str | Awaitable[bool | str | None] | None"]
 
 
-class Connecting(Generic[F]):
+class Connecting(Generic[C]):
     """What `connect` returns: await it for the channel, or enter it with `async with`, which also closes it."""
 
     __slots__ = ("_make", "_result")
 
     def __init__(self, make: Callable[[], Any]) -> None:
         self._make = make
-        self._result: F | None = None
+        self._result: C | None = None
 
-    def __await__(self) -> Generator[Any, None, F]:
+    def __await__(self) -> Generator[Any, None, C]:
         return self._make().__await__()  # type: ignore[no-any-return]
 
-    async def __aenter__(self) -> F:
-        result: F = await self._make()
+    async def __aenter__(self) -> C:
+        result: C = await self._make()
         self._result = result
         return result
 

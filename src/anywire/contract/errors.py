@@ -289,6 +289,34 @@ class TooLarge(AnywireError, ValueError):
         )
 
 
+class MessagesLost(AnywireError, BufferError):
+    """This subscriber was behind, and `lost` messages were left out just here. The subscription goes on."""
+
+    def __init__(self, lost: int, *, address: object = "", operation: str = "", advice: str = "") -> None:
+        self.lost = lost
+        super().__init__(
+            f"{lost} message{'s were' if lost != 1 else ' was'} left out, because this subscriber was behind",
+            address=address,
+            operation=operation,
+            advice=advice or "go on receiving; losses='count' only counts",
+        )
+
+
+class TooSlow(AnywireError, ConnectionAbortedError):
+    """The publisher dropped this subscriber, which took nothing for `seconds` while messages waited for it."""
+
+    errno_of_class = errno.ECONNABORTED
+
+    def __init__(self, seconds: float, *, address: object = "", operation: str = "", advice: str = "") -> None:
+        self.seconds = seconds
+        super().__init__(
+            f"the publisher dropped this subscriber, which took no message for {seconds:g} s",
+            address=address,
+            operation=operation,
+            advice=advice or "subscribe again; the publisher sets stall_timeout=",
+        )
+
+
 class BadFrame(AnywireError, ConnectionError):
     """The peer sent what is not our protocol. `received`: the bytes that came (as many as were kept)."""
 

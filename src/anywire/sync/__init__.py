@@ -6,6 +6,7 @@ Channels may be used from any thread.
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import logging
 import math
@@ -15,7 +16,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from typing import Any, Generic, Self, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeAlias, TypeVar
 
 from anywire.contract.address import Address
 from anywire.contract.blocking import Channel, Stream
@@ -42,6 +43,12 @@ from anywire.wires.plan import (
     verdict_of,
 )
 
+if TYPE_CHECKING:
+    from anywire.patterns.blocking import Publisher as Publisher
+    from anywire.patterns.blocking import Subscription as Subscription
+    from anywire.patterns.blocking import publish as publish
+    from anywire.patterns.blocking import subscribe as subscribe
+
 log = logging.getLogger("anywire")
 
 F = TypeVar("F", Channel, Stream)
@@ -53,8 +60,10 @@ Authorize: TypeAlias = Callable[[Peer], "bool | str | None"]
 __all__ = [
     "Channel",
     "Listener",
+    "Publisher",
     "Server",
     "Stream",
+    "Subscription",
     "attach",
     "connect",
     "connect_forever",
@@ -62,9 +71,23 @@ __all__ = [
     "listen",
     "listen_stream",
     "pipe",
+    "publish",
     "serve",
     "serve_stream",
+    "subscribe",
 ]
+
+_ABOVE = dict.fromkeys(("Publisher", "Subscription", "publish", "subscribe"), "anywire.patterns.blocking")
+"""Names of a layer above this one: loaded at their first use."""
+
+
+def __getattr__(name: str) -> Any:
+    home = _ABOVE.get(name)
+    if home is None:
+        raise AttributeError(f"module 'anywire.sync' has no attribute {name!r}")
+    value = getattr(importlib.import_module(home), name)
+    globals()[name] = value
+    return value
 
 
 def connect(

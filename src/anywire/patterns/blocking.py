@@ -1,0 +1,344 @@
+"""Publish and subscribe on the blocking front: the names of `anywire`, each waiting by itself.
+
+A subscription is a channel, and waits in the kernel. A publisher has one thread (`service.py`) that runs the async one;
+`send` only puts the message into its log, and wakes that thread when somebody waits for a message. Both may be used
+from any thread.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, Self, overload
+
+from anywire import sync
+from anywire.contract.address import Address
+from anywire.contract.blocking import Channel
+from anywire.contract.counters import Stats
+from anywire.contract.errors import AnywireError, Busy, ChannelClosed, EndOfChannel, PeerLost, TimedOut
+from anywire.contract.peer import Peer
+from anywire.patterns import publishing
+from anywire.patterns.controls import LEAVING, SUBSCRIBE, TAKEN, control
+from anywire.patterns.incoming import Incoming, Losses
+from anywire.patterns.publishing import Mode, PublisherStats
+from anywire.patterns.service import Service
+from anywire.patterns.terms import largest, need_channels
+from anywire.wires.plan import CONNECT_TIMEOUT, HANDSHAKE_TIMEOUT
+
+
+class Publisher:
+    """Sends each message to every subscriber. Made by `publish`; use it with `with`, or `start` and `close` it."""
+
+    def __init__(self, make: Callable[[], publishing.Publisher]) -> None:
+        self._inner = make()
+        self._service: Service | None = None
+
+    @property
+    def mode(self) -> Mode:
+        """ "reliable" or "latest"."""
+        return self._inner.mode
+
+    @property
+    def max_message(self) -> int:
+        """The largest message that it sends, in bytes."""
+        return self._inner.max_message
+
+    @property
+    def addresses(self) -> list[Address]:
+        """The real addresses, in the order given."""
+        return self._inner.addresses
+
+    @property
+    def subscribers(self) -> list[Peer]:
+        """Who subscribes now, as far as the wire tells."""
+        return self._inner.subscribers
+
+    def stats(self) -> PublisherStats:
+        """What happened so far."""
+        return self._inner.stats()
+
+    def _running(self, operation: str) -> Service:
+        if self._service is None:
+            self._inner._check_open(operation)
+            raise ChannelClosed("the publisher is closed", operation=operation)
+        self._service.check(operation)
+        return self._service
+
+    def _put(self, message: Any, operation: str) -> bool:
+        service, inner = self._running(operation), self._inner
+        if inner._turns or not inner._log.put(message):
+            return False
+        if inner._log.idle:
+            service.soon(inner._wake_idle)
+        return True
+
+    def send(self, message: Any, *, timeout: float | None = None) -> None:
+        """Publish a message: any contiguous buffer. Parameters and errors: `anywire.Publisher.send`."""
+        message = self._inner._checked(message, "send")
+        if not self._put(message, "send"):
+            self._running("send").run("send", self._inner.send(message, timeout=timeout))
+
+    def try_send(self, message: Any) -> bool:
+        """Publish without waiting: False when there is no room now."""
+        return self._put(self._inner._checked(message, "try_send"), "try_send")
+
+    def send_many(self, messages: Iterable[Any], *, timeout: float | None = None) -> None:
+        """Publish messages in order. Interrupted or timed out, a first part of them went."""
+        todo = [self._inner._checked(message, "send_many") for message in messages]
+        for done, message in enumerate(todo):
+            if not self._put(message, "send_many"):
+                self._running("send_many").run("send_many", self._inner.send_many(todo[done:], timeout=timeout))
+                return
+
+    def start(self) -> Publisher:
+        """Listen, and serve subscribers in a background thread. `with` does this."""
+        if self._service is None:
+            service = Service("anywire publish", self._inner._name)
+            try:
+                service.run("publish", self._inner.start())
+            except BaseException:
+                service.stop()
+                raise
+            self._service = service
+        return self
+
+    def close(self, *, timeout: float | None = None) -> None:
+        """Stop listening, hand every subscriber what was sent, and end their subscriptions.
+
+        Parameters: `timeout`, seconds for that (default: the publisher's `close_timeout`)."""
+        self._end(lambda: self._inner.close(timeout=timeout))
+
+    def abort(self) -> None:
+        """Drop every subscriber at once: they see a loss."""
+        self._end(self._inner.abort)
+
+    def _end(self, make: Callable[[], Any]) -> None:
+        service, self._service = self._service, None
+        if service is not None:
+            try:
+                service.run("close", make())
+            finally:
+                service.stop()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            self.abort()
+        else:
+            self.close()
+
+    def __repr__(self) -> str:
+        return repr(self._inner).replace("anywire.", "anywire.sync.")
+
+
+def publish(
+    *addresses: str | Address,
+    mode: Mode = "reliable",
+    stall_timeout: float = 5.0,
+    depth: int = 1024,
+    depth_bytes: int = 64 << 20,
+    max_message: int | None = None,
+    handshake_timeout: float = HANDSHAKE_TIMEOUT,
+    authorize: sync.Authorize | None = None,
+    backlog: int = 1024,
+    close_timeout: float = 5.0,
+    **wire_options: Any,
+) -> Publisher:
+    """Publish messages to all who subscribe at the addresses. Parameters and errors: `anywire.publish`.
+
+    `authorize` is called in the publisher's own thread."""
+    return Publisher(
+        lambda: publishing.publish(
+            *addresses,
+            mode=mode,
+            stall_timeout=stall_timeout,
+            depth=depth,
+            depth_bytes=depth_bytes,
+            max_message=max_message,
+            handshake_timeout=handshake_timeout,
+            authorize=authorize,
+            backlog=backlog,
+            close_timeout=close_timeout,
+            **wire_options,
+        )
+    )
+
+
+class Subscription:
+    """The messages of a publisher. Made by `subscribe`. One receiver at a time, in any thread."""
+
+    def __init__(self, channel: Channel, incoming: Incoming) -> None:
+        self._channel = channel
+        self._incoming = incoming
+        incoming.tell = self._tell
+        self._receiving = threading.Lock()
+
+    @property
+    def lost(self) -> int:
+        """Messages that were left out for this subscriber so far, because it was behind."""
+        return self._incoming.lost
+
+    @property
+    def address(self) -> Address:
+        """The address of the connection."""
+        return self._channel.address
+
+    @property
+    def peer(self) -> Peer:
+        """Who publishes, as far as the wire tells."""
+        return self._channel.peer
+
+    @property
+    def closed(self) -> bool:
+        """Whether this side has closed."""
+        return self._channel.closed
+
+    def stats(self) -> Stats:
+        """The counters of the channel below."""
+        return self._channel.stats()
+
+    def _tell(self, kind: int) -> None:
+        try:
+            self._channel.try_send(control(kind))
+        except (AnywireError, OSError):
+            pass                            # the next receive meets it, after what came before
+
+    def _before(self, operation: str) -> None:
+        if not self._receiving.acquire(blocking=False):
+            raise Busy(address=self._channel.address, operation=operation)
+        try:
+            if self._incoming.over is not None and not self._channel.closed:
+                raise self._incoming.failure(operation)
+            if self._incoming.due():
+                self._tell(TAKEN)
+        except BaseException:
+            self._receiving.release()
+            raise
+
+    @overload
+    def recv(self, *, copy: Literal[True] = True, timeout: float | None = None) -> bytes: ...
+    @overload
+    def recv(self, *, copy: Literal[False], timeout: float | None = None) -> memoryview: ...
+    def recv(self, *, copy: bool = True, timeout: float | None = None) -> bytes | memoryview:
+        """The next message. Parameters and errors: `anywire.Subscription.recv`."""
+        incoming = self._incoming
+        self._before("recv")
+        try:
+            while incoming.ahead:
+                message = incoming.ahead.popleft()
+                if incoming.is_message(message, "recv"):
+                    return message if copy else memoryview(message)
+            deadline = None if timeout is None else time.monotonic() + timeout
+            try:
+                while True:
+                    got: Any
+                    if copy:
+                        got = self._channel.recv(timeout=timeout)
+                    else:
+                        got = self._channel.recv(copy=False, timeout=timeout)
+                    if incoming.is_message(got, "recv"):
+                        return got  # type: ignore[no-any-return]
+                    if deadline is not None:
+                        timeout = max(0.0, deadline - time.monotonic())
+            except (EndOfChannel, PeerLost) as error:
+                raise incoming.ended(error) from None
+        finally:
+            self._receiving.release()
+
+    def recv_many(self, limit: int = 1024, *, timeout: float | None = None) -> list[bytes]:
+        """At least one message and at most `limit`: all that are here now. Raises what `recv` raises."""
+        incoming = self._incoming
+        self._before("recv_many")
+        try:
+            deadline = None if timeout is None else time.monotonic() + timeout
+            while True:
+                if incoming.ahead:
+                    messages = incoming.from_ahead(limit, "recv_many")
+                    if messages:
+                        return messages
+                try:
+                    left = None if deadline is None else max(0.0, deadline - time.monotonic())
+                    batch = self._channel.recv_many(limit, timeout=left)
+                except (EndOfChannel, PeerLost) as error:
+                    raise incoming.ended(error) from None
+                if not incoming.has_controls(batch):
+                    return batch
+                incoming.ahead.extend(batch)
+        finally:
+            self._receiving.release()
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> bytes:
+        try:
+            return self.recv()
+        except EndOfChannel:
+            raise StopIteration from None
+
+    def close(self, *, timeout: float = 5.0) -> None:
+        """Leave. The publisher goes on. Parameters: `timeout`, seconds for the polite end."""
+        if not self.closed and self._incoming.over is None:
+            self._tell(LEAVING)
+        try:
+            self._channel.close(timeout=timeout)
+        except PeerLost:
+            pass                            # nothing of ours can be lost with it
+
+    def abort(self) -> None:
+        """Leave at once."""
+        self._channel.abort()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else "over" if self._incoming.over is not None else "open"
+        return f"<anywire.sync.Subscription {self.address} {state}, {self.lost} lost>"
+
+
+def subscribe(
+    address: str | Address,
+    *,
+    timeout: float | None = CONNECT_TIMEOUT,
+    wait: float | None = None,
+    losses: Losses = "raise",
+    max_message: int | None = None,
+    handshake_timeout: float = HANDSHAKE_TIMEOUT,
+    authorize: sync.Authorize | None = None,
+    **wire_options: Any,
+) -> Subscription:
+    """Subscribe to a publisher: every message that is sent from now on. Parameters and errors: `anywire.subscribe`."""
+    need_channels([address], "subscribe")
+    incoming = Incoming(address, losses, largest(max_message))
+    deadline = None if wait is None else time.monotonic() + wait
+    while True:
+        channel = sync.connect(
+            address,
+            timeout=timeout,
+            wait=None if deadline is None else max(0.0, deadline - time.monotonic()),
+            max_message=max_message,
+            handshake_timeout=handshake_timeout,
+            authorize=authorize,
+            **wire_options,
+        )
+        try:
+            channel.send(control(SUBSCRIBE), timeout=handshake_timeout)
+            incoming.greeted(channel.recv(timeout=handshake_timeout))
+        except (PeerLost, TimedOut):
+            channel.abort()
+            if deadline is None or time.monotonic() >= deadline:
+                raise
+            time.sleep(0.01)
+        except BaseException:
+            channel.abort()
+            raise
+        else:
+            return Subscription(channel, incoming)

@@ -1,0 +1,74 @@
+"""A thread with an event loop, for the blocking ends that have several peers.
+
+Owns: that thread, from `Service()` to `stop`. A publisher must hear who joins, leaves and dies while its program does
+something else, so the blocking front gives it one thread, whatever the number of peers; the async end runs there.
+
+What can go wrong: a fork: the child has no such thread, so every call there says Forked. An interrupt (Ctrl-C) while a
+call waits: what it waits for is cancelled, as a task is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+from anywire.contract.errors import Forked
+
+T = TypeVar("T")
+
+
+class Service:
+    """Runs coroutines for other threads."""
+
+    def __init__(self, name: str, address: object) -> None:
+        self._address = str(address)
+        self._owner = os.getpid()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name=name, daemon=True)
+        self._nudged = False
+        self._thread.start()
+
+    def check(self, operation: str) -> None:
+        """Raise Forked in a forked child."""
+        if self._owner != os.getpid():
+            raise Forked(
+                "it was opened by the parent process, and its thread is there",
+                address=self._address,
+                operation=operation,
+                advice="open one in the child",
+            )
+
+    def run(self, operation: str, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine there, and wait for what it returns or raises."""
+        try:
+            self.check(operation)
+            future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        except BaseException:
+            coroutine.close()
+            raise
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+    def soon(self, callback: Callable[[], object]) -> None:
+        """Call `callback` there; calls of this that come before it runs are one."""
+        if not self._nudged:
+            self._nudged = True
+            self._loop.call_soon_threadsafe(self._nudge, callback)
+
+    def _nudge(self, callback: Callable[[], object]) -> None:
+        self._nudged = False
+        callback()
+
+    def stop(self) -> None:
+        """End the thread. Safe to call twice."""
+        if self._owner != os.getpid() or self._loop.is_closed():
+            return
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()

@@ -1,0 +1,72 @@
+"""A pattern test's world: one wire, one front, the ends that the test opens, its peers, and their end.
+
+Owns: `Many`, the conformance suite's `World` with publishers and subscriptions. The end under test is on the front of
+the scenario, with an async face; the other ends are in processes of their own (threads, where the wire has none), on
+the blocking front (`pattern_roles.py`), so both fronts always meet.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pattern_roles
+from conformance.fronts import Threaded
+from conformance.peers import Peer
+from conformance.wires import client_address
+from conformance.world import World
+
+import anywire
+import anywire.sync
+
+WIRES = ["inproc", "unix", "tcp", "tls", "seqpacket"]
+"""The wires that the patterns are tested on, by their names in the conformance suite: one line for one more."""
+
+
+async def until(condition: Callable[[], Any]) -> None:
+    """Wait for what another task, thread or process brings about. The scenario's deadline ends it."""
+    while not condition():
+        await asyncio.sleep(0.002)
+
+
+class Many(World):
+    @property
+    def blocking(self) -> bool:
+        return self.front.name == "blocking"
+
+    def client(self, end: Any) -> str:
+        return client_address(end.addresses[0])
+
+    def client_options(self, **options: Any) -> dict[str, Any]:
+        return self.dial_options(options)
+
+    @contextlib.asynccontextmanager
+    async def opened(self, name: str, *args: Any, **options: Any) -> AsyncIterator[Any]:
+        """`anywire.name(...)`, or `anywire.sync.name(...)` with an async face, entered."""
+        if not self.blocking:
+            async with getattr(anywire, name)(*args, **options) as end:
+                yield end
+            return
+        made = await self.front.threads.run(getattr(anywire.sync, name), *args, **options)
+        async with Threaded(made, self.front.threads) as end:
+            yield end
+
+    def publish(self, *addresses: str, **options: Any) -> Any:
+        return self.opened("publish", *(addresses or [self.listen_address()]), **options)
+
+    def subscribe(self, address: str, **options: Any) -> Any:
+        return self.opened("subscribe", address, **self.client_options(**options))
+
+    async def subscriber(self, address: str, **options: Any) -> Peer:
+        """A peer that subscribes, on the blocking front."""
+        peer = await self.peer()
+        await peer.call(pattern_roles.subscribe, address, **self.client_options(**options))
+        return peer
+
+    async def publisher(self, **options: Any) -> tuple[Peer, str]:
+        """A peer that publishes, on the blocking front, and the address for subscribers."""
+        peer = await self.peer()
+        addresses = await peer.call(pattern_roles.publish, self.listen_address(), **options)
+        return peer, client_address(addresses[0])
