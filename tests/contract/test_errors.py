@@ -19,10 +19,12 @@ from anywire.contract.errors import (
     ChannelClosed,
     EndOfChannel,
     Forked,
+    MessagesLost,
     PeerLost,
     Refused,
     TimedOut,
     TooLarge,
+    TooSlow,
     UnknownWire,
     Unsupported,
     describe_bytes,
@@ -114,6 +116,22 @@ TABLE = [
             "recv tcp://h:1: the peer does not speak anywire's framing: an HTTP request, b'GET / HTTP/1.1\\r\\n'; "
             "check that both ends use anywire on this address, in the same version"
         ),
+    ),
+    (
+        MessagesLost(3, **WHERE),
+        BufferError,
+        None,
+        {"lost": 3, **WHERE},
+        "recv tcp://h:1: 3 messages were left out, because this subscriber was behind; go on receiving; losses='count' "
+        "only counts",
+    ),
+    (
+        TooSlow(5.0, **WHERE),
+        ConnectionAbortedError,
+        errno.ECONNABORTED,
+        {"seconds": 5.0, **WHERE},
+        "recv tcp://h:1: the publisher dropped this subscriber, which took no message for 5 s; subscribe again; the "
+        "publisher sets stall_timeout=",
     ),
     (
         Busy(**WHERE),

@@ -21,7 +21,7 @@ from conformance.world import World
 import anywire
 import anywire.sync
 
-WIRES = ["inproc", "unix", "tcp", "tls", "seqpacket"]
+WIRES = ["inproc", "shm", "unix", "tcp", "tls", "seqpacket"]
 """The wires that the patterns are tested on, by their names in the conformance suite: one line for one more."""
 
 

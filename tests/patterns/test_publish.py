@@ -15,7 +15,9 @@ from conformance.roles import message, number_of
 from pattern_world import WIRES, Many, until
 
 import anywire
+from anywire.contract.wire import register, unregister
 from anywire.patterns.controls import END, SKIPPED, control
+from anywire.wires.inproc import InprocWire
 
 PROCESSES = [wire for wire in WIRES if wire != "inproc"]
 SMALL = 1 << 10
@@ -478,3 +480,33 @@ async def test_no_cpu_while_idle(many: Many) -> None:
         assert await peer.call(roles.switches, 1.0) <= 5      # the watch for stalls would be ten
         await peer.call(roles.publish_numbers, 1, 1)
         assert number_of(await waiting) == 1
+
+
+# -- a wire's own broadcast ---
+
+
+class OwnBroadcast(InprocWire):
+    """A wire that brings both ends itself."""
+
+    schemes = ("ownbroadcast",)
+
+    def publisher(self, front: Any, address: Any, settings: Any) -> Any:
+        return ("publisher", front, str(address), settings["mode"], settings["own"])
+
+    def subscriber(self, front: Any, address: Any, settings: Any) -> Any:
+        return ("subscriber", front, str(address), settings["losses"], settings["own"])
+
+
+def test_a_wires_own_publisher_and_subscriber_come_first() -> None:
+    address = "ownbroadcast://news"
+    register(OwnBroadcast)
+    try:
+        for front, module in (("async", anywire), ("blocking", anywire.sync)):
+            made = module.publish(address, mode="latest", own=1)
+            assert made == ("publisher", front, address, "latest", 1)
+            made = module.subscribe(address, own=2)
+            assert made == ("subscriber", front, address, "raise", 2)
+        several = anywire.publish(address, "inproc://news")
+        assert isinstance(several, anywire.Publisher)
+    finally:
+        unregister(OwnBroadcast)

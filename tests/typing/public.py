@@ -123,3 +123,26 @@ class TwoBytes(anywire.ByteEndpoint):
 
     def do_write(self, data: memoryview) -> int | None:
         return len(data)
+
+
+async def patterns(text: str) -> None:
+    async with anywire.publish(text, mode="latest", depth=10) as publisher:
+        assert_type(publisher, anywire.Publisher)
+        assert_type(await publisher.send(b"one", timeout=1.0), None)
+        assert_type(publisher.try_send(bytearray(3)), bool)
+        assert_type(publisher.subscribers, list[anywire.Peer])
+        assert_type(publisher.stats().lost, int)
+    async with anywire.subscribe(text, losses="count") as subscription:
+        assert_type(subscription, anywire.Subscription)
+        assert_type(await subscription.recv(), bytes)
+        assert_type(await subscription.recv(copy=False), memoryview)
+        assert_type(await subscription.recv_many(), list[bytes])
+        assert_type(subscription.lost, int)
+        async for message in subscription:
+            assert_type(message, bytes)
+    with anywire.sync.publish(text) as blocking, anywire.sync.subscribe(text, wait=1.0) as listener:
+        assert_type(blocking, anywire.sync.Publisher)
+        assert_type(blocking.send(b"two"), None)
+        assert_type(listener.recv(timeout=1.0), bytes)
+        for message in listener:
+            assert_type(message, bytes)

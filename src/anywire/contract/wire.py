@@ -17,7 +17,7 @@ import importlib
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 from anywire.contract.address import Address
 from anywire.contract.errors import UnknownWire, Unsupported
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from anywire.contract.endpoint import ByteEndpoint, MessageEndpoint
 
     Endpoint: TypeAlias = ByteEndpoint | MessageEndpoint
+
+
+Front: TypeAlias = Literal["async", "blocking"]
 
 
 class Wire(ABC):
@@ -59,6 +62,16 @@ class Wire(ABC):
     @abstractmethod
     def bind(self, address: Address, options: Mapping[str, Any]) -> Acceptor:
         """Listen, at once. Raises OSError (address in use, permission denied) or Unsupported."""
+
+    def publisher(self, front: Front, address: Address, settings: Mapping[str, Any]) -> Any:
+        """This wire's own publisher for `anywire.publish` at this one address, or None: a channel for each subscriber.
+
+        It has the face of the front's `Publisher`. `settings` are the arguments of `publish`, wire options included."""
+        return None
+
+    def subscriber(self, front: Front, address: Address, settings: Mapping[str, Any]) -> Any:
+        """What `anywire.subscribe` is to return here (async: awaitable and a context manager), or None: a channel's."""
+        return None
 
     def adopt_listener(
         self, address: Address, fds: list[int], state: Mapping[str, Any], options: Mapping[str, Any]

@@ -19,7 +19,7 @@ from anywire.contract.peer import Peer
 from anywire.facade import Authorize, Connecting, connect
 from anywire.patterns.controls import LEAVING, SUBSCRIBE, TAKEN, control
 from anywire.patterns.incoming import Incoming, Losses
-from anywire.patterns.terms import largest, need_channels
+from anywire.patterns.terms import largest, need_channels, of_the_wire
 from anywire.wires.plan import CONNECT_TIMEOUT, HANDSHAKE_TIMEOUT
 
 
@@ -173,6 +173,9 @@ def subscribe(
 
     Raises: what `connect` raises; Unsupported; Refused and BadFrame also for what is no publisher.
     """
+    own: Connecting[Subscription] | None = of_the_wire("subscriber", "async", locals())
+    if own is not None:
+        return own
     need_channels([address], "subscribe")
     incoming = Incoming(address, losses, largest(max_message))
     async def make() -> Subscription:

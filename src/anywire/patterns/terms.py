@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 from anywire.contract.address import Address
 from anywire.contract.errors import TooLarge, Unsupported
-from anywire.contract.wire import wire_for
+from anywire.contract.wire import Front, wire_for
 from anywire.wires.plan import MAX_MESSAGE
 
 CONTROL_LIMIT = 1024
@@ -38,6 +38,18 @@ def need_channels(addresses: Sequence[str | Address], operation: str) -> bool:
                 advice="inproc, unix, tcp and tls have",
             )
     return framed
+
+
+def of_the_wire(role: Literal["publisher", "subscriber"], front: Front, given: Mapping[str, Any]) -> Any:
+    """What the wire itself brings for this end, or None. `given`: the arguments of the call, by name."""
+    settings = {**given, **given["wire_options"]}
+    del settings["wire_options"]
+    addresses = settings.pop("addresses", None) or [settings.pop("address", None)]
+    if len(addresses) != 1 or addresses[0] is None:
+        return None
+    address = Address.parse(addresses[0]) if isinstance(addresses[0], str) else addresses[0]
+    wire = wire_for(address)
+    return (wire.publisher if role == "publisher" else wire.subscriber)(front, address, settings)
 
 
 def unchanging(message: Any, limit: int, address: object, operation: str) -> bytes:

@@ -1,6 +1,7 @@
 """The blocking front door: the names of `anywire`, each waiting by itself.
 
-No hidden event loop and no helper thread: `connect` waits in the kernel, `serve` runs a thread per connection, as said.
+No hidden event loop and no helper thread: `connect` waits in the kernel, `serve` runs a thread per connection, as said,
+and a `publish` has one thread for all its subscribers.
 Channels may be used from any thread.
 """
 
