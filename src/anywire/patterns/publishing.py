@@ -143,7 +143,7 @@ class Publisher:
         self._burst = 0
         self._timer: asyncio.TimerHandle | None = None
         self._started = self._closing = self._closed = False
-        self._joined = self._left = self._died = self._stalled = self._dropped = self._refused = 0
+        self._counts = dict.fromkeys(("joined", "left", "died", "stalled", "dropped", "refused"), 0)
 
     # -- who subscribes -----------------------------------------------------------------------------------------------
 
@@ -160,17 +160,12 @@ class Publisher:
     def stats(self) -> PublisherStats:
         """What happened so far."""
         return PublisherStats(
-            self._log.head,
-            len(self._subscribers),
-            self._joined,
-            self._left,
-            self._died,
-            self._stalled,
-            self._dropped,
-            self._refused,
-            self._log.lost,
-            len(self._log),
-            self._log.nbytes,
+            sent=self._log.head,
+            subscribers=len(self._subscribers),
+            lost=self._log.lost,
+            queued=len(self._log),
+            queued_bytes=self._log.nbytes,
+            **self._counts,
         )
 
     async def _subscriber(self, channel: Channel) -> None:
@@ -181,16 +176,16 @@ class Publisher:
         except EndOfChannel:
             return
         except (AnywireError, OSError) as error:
-            self._refused += 1
+            self._counts["refused"] += 1
             log.info("%s", told("publish", channel.address, error))
             if isinstance(error, (Refused, BadFrame)) and channel.try_send(control(REFUSED, PUBLISH)):
                 await self._let_go(channel)
             channel.abort()
             return
         subscriber = _Subscriber(channel)
+        self._counts["joined"] += 1
         self._log.join(subscriber.place)
         self._subscribers[subscriber.place] = subscriber
-        self._joined += 1
         watching = asyncio.create_task(self._watch(subscriber))
         try:
             if await self._feed(subscriber):
@@ -199,10 +194,10 @@ class Publisher:
                 await self._let_go(channel)
         except (AnywireError, OSError) as error:
             if not isinstance(error, ChannelClosed):        # which `_watch` did, and said why, or this side's close
-                self._died += self._gone(subscriber, error)
+                self._gone(subscriber, "died", error)
                 channel.abort()
         finally:
-            self._gone(subscriber)
+            self._gone(subscriber, "left")                  # unless it was counted before: closed by this side
             if subscriber.stalled and subscriber in self._farewells:
                 self._farewells.remove(subscriber)
             if not channel.closed:
@@ -235,34 +230,35 @@ class Publisher:
                 subscriber.place.since = time.monotonic()
                 left = left or kind == LEAVING
                 if left and self._closing and kind == LEAVING:
-                    self._left += self._gone(subscriber)
+                    self._gone(subscriber, "left")
                     channel.abort()                         # it has all, and closes its side when it likes
                     return
         except EndOfChannel:
-            gone = self._gone(subscriber)
-            self._left += gone * left
-            self._died += gone * (not left)
+            self._gone(subscriber, "left" if left else "died")
             try:
                 await channel.close(timeout=LEAVE_TIMEOUT)
             except PeerLost:
                 pass
         except BadFrame as error:
-            self._dropped += self._gone(subscriber, error)
+            self._gone(subscriber, "dropped", error)
             channel.abort()
+        except ChannelClosed:
+            pass                                            # this side is closing it
         except (AnywireError, OSError) as error:
-            self._died += self._gone(subscriber, error)
+            self._gone(subscriber, "died", error)
             channel.abort()
 
-    def _gone(self, subscriber: _Subscriber, error: Exception | None = None) -> int:
-        """Wait for this subscriber no more: 1, or 0 when that was so already."""
-        if self._subscribers.pop(subscriber.place, None) is None:
-            return 0
+    def _gone(self, subscriber: _Subscriber, count: str, error: Exception | None = None) -> None:
+        """Wait for this subscriber no more, and count why, if that was not done yet."""
+        if subscriber.place not in self._subscribers:
+            return
+        self._counts[count] += 1
+        del self._subscribers[subscriber.place]
         self._log.leave(subscriber.place)
         subscriber.wake()
         self._turns.wake()
         if error is not None and not self._closed:
             log.info("%s", told("publish", subscriber.channel.address, error))
-        return 1
 
     async def _feed(self, subscriber: _Subscriber) -> bool:
         """Hand the log's messages to one channel, as it takes them: whether all, and the end, were handed over."""
@@ -276,7 +272,7 @@ class Publisher:
                 try:
                     await channel.send_many(batch)
                 except TooLarge as error:
-                    self._dropped += self._gone(subscriber, error)
+                    self._gone(subscriber, "dropped", error)
                     await channel.send(control(TOO_LARGE, error.size))
                     return False
                 self._log.done(place)
@@ -317,7 +313,7 @@ class Publisher:
         )
         subscriber.stalled = True
         self._farewells.append(subscriber)
-        self._stalled += self._gone(subscriber)
+        self._gone(subscriber, "stalled")
         if len(self._farewells) > MOST_STALLED:
             self._farewells.popleft().channel.abort()
 
@@ -421,7 +417,8 @@ class Publisher:
         """Drop every subscriber at once: they see a loss."""
         self._stop()
         for subscriber in [*self._subscribers.values(), *self._farewells]:
-            subscriber.channel.abort()
+            if not subscriber.channel.closed:
+                subscriber.channel.abort()
         try:
             await self._server.abort()
         finally:

@@ -69,6 +69,14 @@ class Service:
         """End the thread. Safe to call twice."""
         if self._owner != os.getpid() or self._loop.is_closed():
             return
-        self._loop.call_soon_threadsafe(self._loop.stop)
+        asyncio.run_coroutine_threadsafe(self._wind_up(), self._loop)
         self._thread.join()
         self._loop.close()
+
+    async def _wind_up(self) -> None:
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
+        await self._loop.shutdown_default_executor()
+        self._loop.stop()
