@@ -81,7 +81,7 @@ def framed(setup: Setup) -> bool:
 
 
 def stream(setup: Setup) -> bool:
-    return setup.promise.kind == "stream"
+    return "stream" in setup.promise.kind
 
 
 def credentials(setup: Setup) -> bool:

@@ -14,7 +14,7 @@ async def test_the_wire_says_what_the_table_says(world: World) -> None:
     traits, promise = channel.traits, world.promise
     assert isinstance(traits, Traits)
     said = {
-        "kind": "stream" if traits.has_stream else "message",
+        "kind": traits.cells()["kind"],
         "connection": traits.connection,
         "ordered": traits.ordered.split(" (")[0],
         "reliable": traits.promises("reliable"),

@@ -22,7 +22,7 @@ KIB, MIB = 1 << 10, 1 << 20
 class Promise:
     """One line of the table, word for word."""
 
-    kind: str  # "stream" or "message"
+    kind: str  # "stream", "message" or "message and stream"
     connection: bool
     ordered: str  # "yes", "no", "per writer"
     reliable: bool
@@ -125,7 +125,7 @@ PIPE = Promise("stream", True, "yes", True, True, "at once", True, False, "inher
 FIFO_ONE = Promise("stream", False, "yes", True, True, "as end", False, False, "file mode")
 FIFO_MANY = Promise("message", False, "per writer", True, False, "no", False, False, "file mode")
 FIFO_REPLY = Promise("stream", True, "yes", True, True, "at once", True, False, "file mode")
-SHM = Promise("message", True, "yes", True, True, "at once", True, False, "process")
+SHM = Promise("message and stream", True, "yes", True, True, "at once", True, False, "process")
 INPROC = Promise("message", True, "yes", True, True, "no", True, False, "none")
 
 SETUPS = [

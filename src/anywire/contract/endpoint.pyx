@@ -413,6 +413,10 @@ cdef class MessageEndpoint:
         return self
         yield
 
+    def set_asynchronous(self):
+        """Its front is the async one: an endpoint with a doorbell arms it before it says that there is nothing."""
+        self.asynchronous = True
+
     def set_label(self, address):
         """Name the counters' slot after the address."""
         self.address = address

@@ -374,6 +374,8 @@ cdef class SendOperation(Operation):
             front.end.adopt_output()
             if not front.closing and not front.end.closed:
                 front.watch(WRITE)
+                if front.end.doorbell:
+                    front._notified()        # its bell may have rung already: look whether there is room
         if self.queued:
             self.queued = False
             front.end.slot.send_wait_ns += monotonic_ns() - self.since
@@ -420,7 +422,7 @@ cdef class Front(Face):
         self.loop = driver.loop
         self.thread = PyThread_get_thread_ident()
         if end.doorbell:
-            end.asynchronous = True
+            end.set_asynchronous()
         elif end.read_fd < 0 and end.write_fd < 0:
             end.set_wakeup(self._notified)
 

@@ -36,43 +36,6 @@ import time
 from anywire.contract.errors import AnywireError, BadFrame, ChannelClosed, EndOfChannel, PeerLost, TooLarge, Unsupported
 from anywire.contract.waits import Wait
 
-cdef extern from "anywire/ipc/ring.h" nogil:
-    enum:
-        AW_RECORD, AW_RETURNS, AW_RING_VERSION
-    uint64_t AW_RING_MAGIC
-    ctypedef struct aw_control:
-        uint64_t magic
-        uint32_t version
-        uint64_t nonce
-    ctypedef struct aw_producer:
-        char* data
-        aw_control* control
-        uint64_t size, head, published, tail_seen, returned_seen
-    ctypedef struct aw_consumer:
-        const char* data
-        aw_control* control
-        uint64_t size, tail, head_seen, looked, taken, returned
-    ctypedef struct aw_record:
-        uint32_t kind, length
-        const char* data
-    uint64_t aw_space(uint64_t length)
-    int aw_has_room(aw_producer* p, uint64_t length)
-    char* aw_slot(aw_producer* p)
-    void aw_commit(aw_producer* p, uint32_t kind, uint32_t length)
-    void aw_publish(aw_producer* p)
-    int aw_must_ring(aw_producer* p)
-    void aw_awake_with_room(aw_producer* p)
-    int aw_next_return(aw_producer* p, uint32_t* unit)
-    int aw_has_data(aw_consumer* c)
-    int aw_peek(aw_consumer* c, aw_record* record)
-    void aw_advance(aw_consumer* c, uint32_t length)
-    void aw_release_records(aw_consumer* c)
-    void aw_count_taken(aw_consumer* c, uint64_t count)
-    int aw_room_was_wanted(aw_consumer* c, int now)
-    int aw_sleep_for_data(aw_consumer* c)
-    void aw_awake_with_data(aw_consumer* c)
-    void aw_return(aw_consumer* c, uint32_t unit)
-
 cdef extern from *:
     """
     #include "anywire/ipc/ring.h"
@@ -209,7 +172,6 @@ cdef enum:
     PIECE = 262144                 # bytes of a long message that are copied, and shown, at a time
     NOGIL_COPY = 65536             # bytes from which on a copy releases the GIL
     POPULATE = 1 << 20             # bytes of the pool that are made real at a time
-    MOST_EXTENTS = 512             # AW_RETURNS: so many can be lent at once
     FLURRY = 8                     # messages that count as one turn of a front (64 turns, then others get one)
 
 cdef enum:                         # kinds of records
@@ -229,9 +191,6 @@ WAITING = {"sleep": SLEEP, "adaptive": ADAPTIVE, "spin": SPIN}
 
 cdef class Region:
     """Mapped memory, unmapped when nobody refers to it any more."""
-
-    cdef char* base
-    cdef size_t length
 
     def __dealloc__(self):
         if self.base != NULL:
@@ -264,24 +223,8 @@ cdef Region map_data(int fd, size_t ring, size_t pool, int protection):
     return region
 
 
-cdef struct Extent:
-    uint32_t start, count          # in units
-    bint lent                      # a Loan of ours may still write to it
-    bint flying                    # the receiver has it
-
-
 cdef class Outgoing:
     """What this side sends through: its data and control memory. Created here, sealed, then shown to the peer."""
-
-    cdef aw_producer ring
-    cdef Region data_region, control_region
-    cdef readonly int data_fd, control_fd
-    cdef readonly size_t ring_size, pool_size
-    cdef readonly object nonce
-    cdef char* pool
-    cdef size_t real                             # bytes of the pool that have memory
-    cdef uint32_t count                          # extents in use, sorted by their place
-    cdef Extent extents[MOST_EXTENTS]
 
     def __cinit__(self):
         self.data_fd = self.control_fd = -1
@@ -388,14 +331,6 @@ cdef class Outgoing:
 cdef class Incoming:
     """What the peer sends through, mapped here: its data read-only, its control page to answer in."""
 
-    cdef aw_consumer ring
-    cdef Region data_region, control_region
-    cdef size_t pool_size
-    cdef const char* pool
-    cdef size_t real                             # bytes of the pool known to have memory
-    cdef int sock                                # to ring at when a view comes back; -1 when the channel is over
-    cdef readonly Py_ssize_t views               # handed out in place and not returned yet
-
     def __cinit__(self):
         self.sock = -1
 
@@ -489,38 +424,6 @@ cdef class ShmEndpoint(MessageEndpoint):
 
     `complete` is called once both sides have mapped each other's memory."""
 
-    cdef public object half                      # what a listener heard of a peer that has not been answered yet
-    cdef readonly int sock, death
-    cdef Outgoing out
-    cdef Incoming inc
-    cdef readonly Py_ssize_t peer_limit
-    cdef int waiting                             # SLEEP, ADAPTIVE, SPIN
-    cdef bint alone                              # both sides own one and the same CPU: spinning would only keep it busy
-    cdef uint64_t spin_ns                        # async front: look so long before suspending
-    cdef uint64_t budget                         # nanoseconds: what an adaptive wait spins next
-    cdef unsigned int misses                     # waits in a row whose spinning did not pay
-    cdef Py_ssize_t inline_limit
-    cdef bint end_sent, ended, ending, gone, peer_closed
-    cdef bint interrupted
-    cdef bint waits_for_data, waits_for_room     # a thread of the blocking front is about to sleep, or does
-    cdef bint doomed                             # released while a thread waits here: the last one closes
-    cdef uint64_t need_room                      # bytes of the record that found no room
-    cdef uint64_t checked                        # tick of the last look whether the peer lives
-    cdef unsigned int flurry
-    cdef readonly Py_ssize_t private_loans
-    cdef readonly Py_ssize_t doorbells           # rung here, for the peer
-    # A long message on its way out.
-    cdef object long_keep
-    cdef const char* long_data
-    cdef uint64_t long_total, long_done
-    cdef Py_ssize_t long_unit                    # of its one extent, -1: a new one for each piece
-    # A long message on its way in.
-    cdef bint incoming, contiguous
-    cdef uint64_t total, got, copied
-    cdef uint64_t base                           # offset in the pool, if contiguous
-    cdef object body
-    cdef char* target                            # the caller's buffer that it goes to, NULL: `body`
-
     def __cinit__(self, *args, **keywords):
         self.sock = self.death = -1
         self.doorbell = True
@@ -569,6 +472,19 @@ cdef class ShmEndpoint(MessageEndpoint):
             taken = aw_taken(self.out.ring.control)
             self.confirmed = self.slot.confirmed = min(taken, self.sent)
         return self.sent - self.confirmed
+
+    cdef int look_now_and_then(self) except -1:
+        if aw_tick() != self.checked:
+            self.look()
+            if self.gone:
+                self.need_sending()
+        return 0
+
+    cdef int share_slot(self, MessageEndpoint other) except -1:
+        """Count where `other` does: the connection has one slot of the counters."""
+        counters.release(self.slot)
+        self.slot = other.slot
+        return 0
 
     def give_socket_away(self):
         """Another endpoint is made of the socket: this one closes it no more."""
@@ -742,7 +658,7 @@ cdef class ShmEndpoint(MessageEndpoint):
             self.ring_peer()
         return message
 
-    cdef inline int put_inline(self, const char* p, Py_ssize_t n) except -1:
+    cdef int put_inline(self, const char* p, Py_ssize_t n) except -1:
         """Commit a small message; the caller publishes."""
         cdef aw_producer* ring = &self.out.ring
         while aw_has_room(ring, n) <= 0:
@@ -753,7 +669,7 @@ cdef class ShmEndpoint(MessageEndpoint):
         self.went(n)
         return DONE
 
-    cdef inline void went(self, Py_ssize_t n) noexcept:
+    cdef void went(self, Py_ssize_t n) noexcept:
         self.sent += 1
         self.slot.messages_sent += 1
         self.slot.bytes_sent += n
@@ -1009,7 +925,7 @@ cdef class ShmEndpoint(MessageEndpoint):
             self.raise_failure()
         raise ChannelClosed("it was closed on this side", address=str(self.address), operation="recv")
 
-    cdef inline void handed_over(self, Incoming inc, Py_ssize_t n) noexcept:
+    cdef void handed_over(self, Incoming inc, Py_ssize_t n) noexcept:
         aw_count_taken(&inc.ring, 1)
         self.slot.messages_received += 1
         self.slot.bytes_received += n

@@ -126,7 +126,7 @@ def dial_steps(wire: Wire, address: Address, face: str, options: Mapping[str, An
     """Connect once. `face` is "channel" or "stream"."""
     endpoint = yield from wire.dial(address, options)
     if isinstance(endpoint, MessageEndpoint):
-        if face == "stream":
+        if face == "stream" and not isinstance(endpoint, RawEndpoint):
             endpoint.release()
             raise no_stream(address)
         return endpoint
@@ -265,7 +265,7 @@ def hear_steps(acceptor: Acceptor, endpoint: Any, face: str, options: Mapping[st
     try:
         endpoint = yield from acceptor.greet(endpoint)
         if isinstance(endpoint, MessageEndpoint):
-            if face == "stream":
+            if face == "stream" and not endpoint.wire.traits(acceptor.address).has_stream:
                 raise no_stream(acceptor.address)
             return endpoint
         if face == "stream":

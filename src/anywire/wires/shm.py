@@ -29,7 +29,7 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 from anywire.contract.address import Address, require_name
-from anywire.contract.endpoint import ByteEndpoint, MessageEndpoint
+from anywire.contract.endpoint import ByteEndpoint, MessageEndpoint, RawEndpoint
 from anywire.contract.errors import AnywireError, BadFrame, PeerLost, Refused, TimedOut
 from anywire.contract.options import Option, one_of, size
 from anywire.contract.traits import Traits
@@ -39,6 +39,7 @@ from anywire.framing.preamble import MAGIC, Preamble, decode, missing, refuse
 from anywire.wires import establish, sockets, unix
 from anywire.wires._descriptor import UnixBytes
 from anywire.wires._shm import VERSION, Incoming, Outgoing, ShmEndpoint
+from anywire.wires._shm_stream import ShmStream
 
 log = logging.getLogger("anywire")
 
@@ -47,13 +48,15 @@ MEMORY = 2
 NO_MEMORY = 3
 """Extension: why there is no shared memory on this connection, UTF-8; both sides go on over the socket."""
 _HELLO = struct.Struct("<IIQQQ")
+_STREAM = 1
+"""Flag of `_HELLO`: bytes, not messages."""
 _MAPPED = b"M"
 _CONTROL = socket.CMSG_SPACE(8 * 4) + socket.CMSG_SPACE(12)
 """Bytes of ancillary data: up to 8 descriptors (two are right), and who wrote (unix(7), SCM_CREDENTIALS)."""
 _LEAST, _MOST = 4096, 1 << 30
 
 TRAITS = Traits(
-    kind=frozenset({"message"}),
+    kind=frozenset({"message", "stream"}),
     connection=True,
     ordered="yes",
     reliable="yes",
@@ -304,9 +307,12 @@ class Meeting:
             hello = theirs.extensions.get(MEMORY, b"")
             if len(hello) < _HELLO.size:
                 return None, "the peer speaks no shared memory"
-            version, _, ring, pool, nonce = _HELLO.unpack_from(hello)
+            version, flags, ring, pool, nonce = _HELLO.unpack_from(hello)
             if version != VERSION:
                 return None, f"its memory has layout {version}, ours {VERSION}"
+            if flags != self._flags():
+                theirs_is, ours_is = ("a stream", "a channel") if flags == _STREAM else ("a channel", "a stream")
+                return None, f"it has {theirs_is} at its end, and this side {ours_is}"
             if len(self.fds) != 2:
                 return None, f"{len(self.fds)} descriptors of its memory came, not 2"
             if not _LEAST <= ring <= _MOST or ring & (ring - 1) or not 0 <= pool <= 1 << 40 or pool % 4096:
@@ -324,11 +330,14 @@ class Meeting:
             extensions = {NO_MEMORY: why.encode()[:1000]}
         else:
             cpus = sum(1 << cpu for cpu in os.sched_getaffinity(0))
-            hello = _HELLO.pack(VERSION, 0, ours.ring_size, ours.pool_size, ours.nonce)
+            hello = _HELLO.pack(VERSION, self._flags(), ours.ring_size, ours.pool_size, ours.nonce)
             extensions = {MEMORY: hello + cpus.to_bytes((cpus.bit_length() + 7) // 8, "little")}
         return Preamble(self.options["max_message"], extensions=extensions).encode()
 
-    def _endpoint(self, ours: Outgoing, inc: Incoming, theirs: Preamble) -> ShmEndpoint:
+    def _flags(self) -> int:
+        return _STREAM if self.options["face"] == "stream" else 0
+
+    def _endpoint(self, ours: Outgoing, inc: Incoming, theirs: Preamble) -> MessageEndpoint:
         cpus = int.from_bytes(theirs.extensions[MEMORY][_HELLO.size :], "little")
         cpus |= sum(1 << cpu for cpu in os.sched_getaffinity(0))
         death = self._pidfd()
@@ -338,7 +347,7 @@ class Meeting:
             ours, inc, death, min(theirs.max_message, 1 << 62), self.options["waiting"], self.options["spin_us"],
             cpus.bit_count() < 2,
         )  # fmt: skip
-        return endpoint
+        return ShmStream(endpoint) if self._flags() == _STREAM else endpoint
 
     def _pidfd(self) -> int:
         """The peer's pidfd, -1 where its process can't be seen (another PID namespace)."""
@@ -354,6 +363,8 @@ class Meeting:
         log.warning("%s %s: no shared memory, the messages go over the socket: %s", self.operation, self.address, why)
         self._close_fds()
         below = UnixBytes(self.sock.detach(), address=self.address, peer=self.peer, wire=self.wire)
+        if self._flags() == _STREAM:
+            return RawEndpoint(below, self.address)
         return establish.framed(below, theirs, self.options, self.address)
 
     # -- bytes over the socket --------------------------------------------------------------------------------------
