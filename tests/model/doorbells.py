@@ -148,15 +148,17 @@ if sent < {sends}:
         continue
 """
 
-# The blocking front: a receiver and a sender in two threads that sleep on the one bell of their process. `here_r` and
-# `here_s` are not shared with the peer: which of the two really waits.
+# The blocking front: a receiver and a sender in two threads that sleep on the one bell that the peer rings, and on one
+# of their own, by which each gives the other a token that it took. `here_r` and `here_s` are not shared with the peer:
+# which of the two really waits.
 AWAKE = """
+drain(own_{me})
 drain(bell_{me})
 other = load(here_{other})
 if other:
     flag = load({flag})
     if flag == 0:                                   # the other was rung: its token may be the one that was taken
-        ring(bell_{me})
+        ring(own_{me})
 """
 
 RECEIVER = """
@@ -170,7 +172,7 @@ while taken < {takes}:
         seen = load(head_{i})
         if seen == taken:
             TIMEOUT
-            sleep(bell_{me}, head_{i} != taken)
+            sleep(bell_{me} | own_{me}, head_{i} != taken)
             AWAKE
             continue
     store(here_r, 0)
@@ -197,7 +199,7 @@ while sent < {sends}:
         fence()
         seen = load(tail_{o})
         if sent - seen == SLOTS:
-            sleep(bell_{me}, sent - tail_{o} < SLOTS)
+            sleep(bell_{me} | own_{me}, sent - tail_{o} < SLOTS)
             AWAKE
             continue
     store(here_s, 0)
@@ -298,4 +300,4 @@ def two_threads(sends: int, takes: int, *, timeout: bool = False) -> Case:
         ),
     }
     memory = {**_both_ways(), "here_r": 1, "here_s": 1}
-    return Case(programs, memory, ("bell_a", "bell_b"), {"SLOTS": 1}, {"head_ab": 1, "slot_ab": 1})
+    return Case(programs, memory, ("bell_a", "own_a", "bell_b"), {"SLOTS": 1}, {"head_ab": 1, "slot_ab": 1})

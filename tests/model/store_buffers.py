@@ -7,11 +7,14 @@ these calls alone, each of which is one step that other threads' steps may come 
     store(armed, 1)            release(head, n)           into the thread's buffer
     fence()                                               waits until its own buffer is empty
     x = exchange(armed, 0)                                waits for that too, then reads and writes memory at once
-    ring(bell)                                            eventfd: write(2), counts; doesn't empty the buffer
-    sleep(bell, head != taken)                            eventfd: poll(2), waits until the count is not 0
-    drain(bell)                                           eventfd: read(2) that doesn't wait; the count is 0 after it
+    ring(bell)                                            puts a token there; doesn't empty the store buffer
+    sleep(bell, head != taken)                            poll(2): waits until a token is there
+    sleep(bell | other, head != taken)                    the same for two bells
+    drain(bell)                                           takes all tokens, and doesn't wait when there is none
     x = either()                                          0 and 1 are both tried
     rest()                                                the application does something else for as long as it likes
+
+A bell is a descriptor: an eventfd(2), or a socket that bytes are sent to. No fence inside the kernel is assumed.
 
 `assert` says what must hold. The second argument of `sleep` is looked at in memory when nothing moves any more: a
 thread that still sleeps though it is true has lost a wake-up.
@@ -163,7 +166,10 @@ class _Compiler:
                 place, value = self.place(arguments[0]), self.function(arguments[1])
                 self.emit(kind, node, place=place, value=value, register=register)
             case "sleep", 2:
-                self.emit(kind, node, place=self.place(arguments[0]), value=self.function(arguments[1], memory=True))
+                names = [name.id for name in ast.walk(arguments[0]) if isinstance(name, ast.Name)]
+                bells = tuple(self.layout.bells.index(name) for name in names)
+                wrong = self.function(arguments[1], memory=True)
+                self.emit(kind, node, place=lambda r, m: bells, value=wrong)
             case ("fence" | "rest" | "either"), 0:
                 self.emit(kind, node, register=register)
             case _:
@@ -308,7 +314,7 @@ class Explorer:
             results: tuple[int, ...] = NOTHING
             match kind:
                 case "sleep":
-                    if not bells[place]:
+                    if not any(bells[bell] for bell in place):
                         continue
                 case "load":
                     value = memory[place]

@@ -184,6 +184,8 @@ MODELLED = {
     "aw_sleep_for_room": ["store room_wanted relaxed", "fence seq_cst", "call aw_has_room"],
     "aw_has_room": ["call aw_see_tail"],
     "aw_see_tail": ["load tail acquire"],
+    "aw_return": ["store returned release"],
+    "aw_next_return": ["load returned acquire"],
 }
 
 
