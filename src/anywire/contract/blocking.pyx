@@ -21,6 +21,7 @@ import time
 from anywire.contract.driver import run_blocking
 from anywire.contract.errors import (AnywireError, Busy, ChannelClosed, EndOfChannel, PeerLost, TimedOut, TooLarge,
                                      Unsupported)
+from anywire.contract.loans import loan_array
 
 cdef extern from "pythread.h":
     ctypedef void* PyThread_type_lock
@@ -440,6 +441,13 @@ cdef class Channel(BlockingFront):
         When the wire's pool has no place now the loan is private memory, and its `send` copies, and waits like any other."""
         self.check("loan")
         return self.end.make_loan(nbytes)
+
+    def loan_array(self, shape, dtype="uint8"):
+        """As `loan`, as an uninitialised NumPy array: fill it, then `send(array)`. On shared memory nothing is copied.
+
+        Parameters: `shape` and `dtype` as in numpy.empty. After the send the array still shows the memory that the peer now
+        reads: leave it alone. Needs the extra anywire[numpy]; raises TypeError for a dtype that holds Python objects."""
+        return loan_array(self.loan, shape, dtype)
 
 
 cdef int need_fds(MessageEndpoint end, str operation) except -1:

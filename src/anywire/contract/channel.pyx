@@ -11,6 +11,7 @@ from anywire.contract.endpoint cimport fork_generation as generation
 from anywire.contract.front cimport GIVE_WAY, MUST_WAIT, Front, ReceiveOperation, install, sending
 
 from anywire.contract.errors import EndOfChannel
+from anywire.contract.loans import loan_array
 
 cdef object _GIVE_WAY = GIVE_WAY
 cdef object _MUST_WAIT = MUST_WAIT
@@ -197,6 +198,13 @@ cdef class Channel(Front):
         When the wire's pool has no place now the loan is private memory, and its `send` copies, and waits like any other."""
         self.check("loan")
         return self.end.make_loan(nbytes)
+
+    def loan_array(self, shape, dtype="uint8"):
+        """As `loan`, as an uninitialised NumPy array: fill it, then `send(array)`. On shared memory nothing is copied.
+
+        Parameters: `shape` and `dtype` as in numpy.empty. After the send the array still shows the memory that the peer now
+        reads: leave it alone. Needs the extra anywire[numpy]; raises TypeError for a dtype that holds Python objects."""
+        return loan_array(self.loan, shape, dtype)
 
 
 cdef int need_fds(MessageEndpoint end, str operation) except -1:

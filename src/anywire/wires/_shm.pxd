@@ -81,6 +81,7 @@ cdef class Incoming:
     cdef size_t real                             # bytes of the pool known to have memory
     cdef int sock                                # to ring at when a view comes back; -1 when the channel is over
     cdef readonly Py_ssize_t views               # handed out in place and not returned yet
+    cdef readonly Py_ssize_t forgotten           # ... that came back only by a garbage collection
     cdef int need_extent(self, uint64_t offset, uint64_t length) except -1
     cdef void give_back(self, uint32_t unit) noexcept
 
@@ -99,6 +100,7 @@ cdef class ShmEndpoint(MessageEndpoint):
     cdef Py_ssize_t inline_limit
     cdef bint end_sent, ended, ending, gone, peer_closed
     cdef bint interrupted
+    cdef bint shares_slot                        # of the counters, with the stream on top
     cdef bint waits_for_data, waits_for_room     # a thread of the blocking front is about to sleep, or does
     cdef bint doomed                             # released while a thread waits here: the last one closes
     cdef uint64_t need_room                      # bytes of the record that found no room

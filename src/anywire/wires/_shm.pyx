@@ -19,6 +19,7 @@ Waiting releases the GIL, copies of large pieces too; everything else happens un
 What can go wrong: the peer dies (what it published is handed out, then `PeerLost`), memory runs out (`MemoryError` from
 `loan`, a send waits), the peer writes nonsense (`BadFrame`).
 """
+cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.buffer cimport PyBuffer_FillInfo
 from cpython.exc cimport PyErr_CheckSignals, PyErr_SetFromErrno
@@ -30,6 +31,7 @@ from anywire.contract.endpoint cimport (BLOCKED, DONE, PARTIAL, READ, WRITE, Loa
 from anywire.contract.heap cimport keep_heap
 
 import fcntl
+import gc
 import os
 import time
 
@@ -381,6 +383,7 @@ cdef class Incoming:
             c_send(self.sock, b"!", 1, MSG_DONTWAIT | MSG_NOSIGNAL)
 
 
+@cython.no_gc                      # a collection would drop `owner` first, and the extent would never come back
 cdef class ShmLoan(Loan):
     """A loan in the pool: `send` shows it to the peer without copying."""
 
@@ -397,6 +400,23 @@ cdef class ShmLoan(Loan):
                     self.owner.free(i)
 
 
+cdef bint _collecting = False      # the garbage collector is at work: what goes now was forgotten
+cdef bint _told_of_collections = False
+
+
+def _of_collections(phase, info):
+    global _collecting
+    _collecting = phase == "start"
+
+
+cdef int hear_of_collections() except -1:
+    global _told_of_collections
+    _told_of_collections = True
+    gc.callbacks.append(_of_collections)
+    return 0
+
+
+@cython.no_gc                      # as for ShmLoan; neither refers to anything that refers back
 cdef class View:
     """A message in place. Made with its one memoryview; when no export is left the extent goes back."""
 
@@ -416,6 +436,8 @@ cdef class View:
         if self.exports == 0 and self.memory != NULL:
             self.memory = NULL
             self.owner.views -= 1
+            if _collecting:
+                self.owner.forgotten += 1
             self.owner.give_back(self.unit)
 
 
@@ -429,6 +451,8 @@ cdef class ShmEndpoint(MessageEndpoint):
         self.doorbell = True
 
     def __dealloc__(self):
+        if self.shares_slot:
+            self.slot = NULL                     # the other endpoint gives it back
         if self.sock >= 0:
             c_close(self.sock)
         if self.death >= 0:
@@ -465,6 +489,11 @@ cdef class ShmEndpoint(MessageEndpoint):
         """Messages handed out in place and not returned yet."""
         return 0 if self.inc is None else self.inc.views
 
+    @property
+    def forgotten(self):
+        """Messages handed out in place that came back only by a garbage collection: kept in a reference cycle."""
+        return 0 if self.inc is None else self.inc.forgotten
+
     cdef uint64_t missing(self) noexcept:
         """Exact: the peer counts what it hands out in the memory that both see."""
         cdef uint64_t taken
@@ -484,6 +513,7 @@ cdef class ShmEndpoint(MessageEndpoint):
         """Count where `other` does: the connection has one slot of the counters."""
         counters.release(self.slot)
         self.slot = other.slot
+        self.shares_slot = True
         return 0
 
     def give_socket_away(self):
@@ -1105,6 +1135,8 @@ cdef class ShmEndpoint(MessageEndpoint):
                 view.nbytes = self.total
                 view.unit = <uint32_t> (self.base // UNIT)
                 inc.views += 1
+                if not _told_of_collections:
+                    hear_of_collections()
                 self.body = None
                 self.incoming = False
                 self.handed_over(inc, self.total)

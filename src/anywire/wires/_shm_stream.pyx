@@ -118,10 +118,6 @@ cdef class ShmStream(RawEndpoint):
         self.death_fd = shm.death
         shm.share_slot(self)
 
-    def __dealloc__(self):
-        if self.shm is not None:
-            self.shm.slot = NULL
-
     def set_asynchronous(self):
         self.asynchronous = True
         self.shm.set_asynchronous()
