@@ -149,6 +149,7 @@ cdef class ShmEndpoint(MessageEndpoint):
     cdef int spin(self, aw_consumer* c, aw_producer* p, uint64_t end, double timeout) except -2
     cdef int sleep(self, Outgoing out, Incoming inc, bint reading, uint64_t end, double timeout) except -1
     cdef int put_back(self, bint ring) except -1
+    cdef bint awoke(self, bint reading) except -1
     cdef int put_end(self) except -1
     cdef int drop_all(self) except -1
     @cython.final

@@ -1418,53 +1418,74 @@ cdef class ShmEndpoint(MessageEndpoint):
             return
         if self.long_keep is not None:
             self.adopt_output()
-        while not self.end_sent and not self.broken and not self.gone:
-            room = aw_has_room(&self.out.ring, 0)
-            if room > 0:
-                # First: whoever has seen the end must not be able to send into a channel that takes nothing.
-                aw_set_closed(self.inc.ring.control)
-                self.put_end()
-                break
-            if room < 0:
-                self.spoiled(self.nonsense("the peer's cursor makes no sense"))
-            if aw_closed(self.out.ring.control):
-                break
-            if not aw_sleep_to_send(&self.out.ring, 0):
-                if not (yield Wait(self.signs(), max(0.0, end - time.monotonic()))):
-                    return
-                self.rung()
-                if self.waits_for_data and not aw_data_wanted(self.inc.ring.control):
-                    self.put_back(True)          # a thread that receives still goes on, and was rung
+        # Said before the doorbell is armed: a thread that still receives sleeps on the same bell, and gives back a token
+        # that was meant for us.
+        self.waits_for_room = True
+        try:
+            while self.out is not None and not self.end_sent and not self.broken and not self.gone:
+                room = aw_has_room(&self.out.ring, 0)
+                if room > 0:
+                    # First: whoever has seen the end must not be able to send into a channel that takes nothing.
+                    aw_set_closed(self.inc.ring.control)
+                    self.put_end()
+                    break
+                if room < 0:
+                    self.spoiled(self.nonsense("the peer's cursor makes no sense"))
+                if aw_closed(self.out.ring.control):
+                    break
+                if not aw_sleep_to_send(&self.out.ring, 0):
+                    if not (yield Wait(self.signs(), max(0.0, end - time.monotonic()))) or not self.awoke(False):
+                        return
+        finally:
+            self.waits_for_room = False
+        if self.out is None:
+            return
         aw_set_closed(self.inc.ring.control)
         self.ending = True
         self.ring_peer()
 
     def signs(self):
-        """What becomes readable when the peer rings, or goes."""
-        return [(fd, READ) for fd in (self.sock, self.death) if fd >= 0]
+        """What becomes readable when the peer rings, or goes; or another thread of this side rings."""
+        return [(fd, READ) for fd in (self.sock, self.death, self.wake_fd) if fd >= 0]
+
+    cdef bint awoke(self, bint reading) except -1:
+        """After a wait for `signs`: take the tokens, and give back what was another thread's, as in `sleep`. False: aborted."""
+        if self.interrupted or self.out is None:
+            return False
+        self.put_back(False)
+        self.rung()
+        if (self.waits_for_room and not aw_room_wanted(self.out.ring.control) if reading else
+                self.waits_for_data and not aw_data_wanted(self.inc.ring.control)):
+            self.put_back(True)
+        return True
 
     def drain_steps(self, timeout):
         """Generator: drop what still comes, until the peer closes too or the deadline passes."""
         cdef double end = time.monotonic() + timeout
         cdef bint first = True
-        cdef aw_record record
         cdef int r
         if self.out is None or not self.ending:
             return
-        while not self.broken and not self.gone and not aw_closed(self.out.ring.control):
-            if not first and time.monotonic() >= end:
-                return
-            first = False
-            self.turns = 0
-            self.drop_all()
-            r = aw_sleep_for_data(&self.inc.ring)
-            if r or aw_closed(self.out.ring.control):
-                yield Wait(self.signs(), 0.0)
-                continue
-            if not (yield Wait(self.signs(), max(0.0, end - time.monotonic()))):
-                return
-            self.rung()
-        if self.gone and not self.broken and not aw_closed(self.out.ring.control):
+        self.waits_for_data = True
+        try:
+            # Each wait, and each copy without the GIL, may end with nothing left: another thread aborted.
+            while self.out is not None and not self.broken and not self.gone and not aw_closed(self.out.ring.control):
+                if not first and time.monotonic() >= end:
+                    return
+                first = False
+                self.turns = 0
+                self.drop_all()
+                if self.out is None:
+                    return
+                r = aw_sleep_for_data(&self.inc.ring)
+                if r or aw_closed(self.out.ring.control):
+                    yield Wait(self.signs(), 0.0)
+                    continue
+                if not (yield Wait(self.signs(), max(0.0, end - time.monotonic()))) or not self.awoke(True):
+                    return
+        finally:
+            self.waits_for_data = False
+        if self.out is not None and self.gone and not self.broken and not aw_closed(self.out.ring.control):
             self.drop_all()
             if not self.ended:
                 self.lose()

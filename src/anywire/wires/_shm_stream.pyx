@@ -164,10 +164,14 @@ cdef class ShmStream(RawEndpoint):
 
     def finish_steps(self, timeout):
         cdef double end = time.monotonic() + timeout
-        while not self.broken and self.flush_armed() != DONE:
-            if not (yield Wait(self.shm.signs(), max(0.0, end - time.monotonic()))):
-                return
-            self.rung()
+        self.shm.waits_for_room = True           # as in ShmEndpoint.finish_steps
+        try:
+            while not self.broken and self.flush_armed() != DONE:
+                self.turns = 0
+                if not (yield Wait(self.shm.signs(), max(0.0, end - time.monotonic()))) or not self.shm.awoke(False):
+                    return
+        finally:
+            self.shm.waits_for_room = False
         if not self.broken:
             yield from self.shm.finish_steps(max(0.0, end - time.monotonic()))
 
