@@ -83,14 +83,15 @@ async def test_on_shared_memory_nothing_is_copied() -> None:
 @in_a_loop
 async def test_the_memory_is_lent_again_only_when_both_sides_let_go() -> None:
     async with Pair("shm") as (one, other):
-        first = one.loan_array(5000)
+        large = 3 << 20             # smaller ones take turns, and would have another place anyhow
+        first = one.loan_array(large)
         place = first.ctypes.data
         await one.send(first)
         (await other.recv(copy=False)).release()
-        second = one.loan_array(5000)
+        second = one.loan_array(large)
         assert second.ctypes.data != place, "the first array still shows this memory"
         del first
-        third = one.loan_array(5000)
+        third = one.loan_array(large)
         assert third.ctypes.data == place
 
 

@@ -64,11 +64,13 @@ cdef class Outgoing:
     cdef char* pool
     cdef size_t real                             # bytes of the pool that have memory
     cdef uint32_t count                          # extents in use, sorted by their place
+    cdef uint32_t turn                           # the unit behind the extent that was lent last
     cdef Extent extents[MOST_EXTENTS]
     cpdef close_descriptors(self)
     cdef int collect(self) except -1
     cdef uint32_t find(self, uint32_t unit) noexcept
     cdef void free(self, uint32_t i) noexcept
+    cdef uint32_t fit(self, uint32_t start, uint32_t need, uint32_t* place) noexcept
     cdef Py_ssize_t lend(self, size_t nbytes) except -2
     cdef int make_real(self, size_t end) except -1
 
