@@ -64,6 +64,7 @@ PEERS = (
     Peer("anywire shm, sleep", "blocking", "anywire", SHM + "?waiting=sleep"),
     Peer("anywire unix", "blocking", "anywire", UNIX),
     Peer("iceoryx2, spin", "blocking", "iceoryx2", "{name}", module="iceoryx2", needs="iceoryx2"),
+    Peer("iceoryx2, spin, in place", "blocking", "iceoryx2_in_place", "{name}", module="iceoryx2", needs="iceoryx2"),
     Peer("multiprocessing.Pipe", "blocking", "mp_pipe", inherits="socketpair"),
     Peer("bare socket pair", "blocking", "socketpair", inherits="socketpair"),
     Peer("pyzmq", "blocking", "zmq", **ZMQ),
@@ -170,8 +171,13 @@ def open_loan(role: str, address: str, announce: Announce, stack: ExitStack) -> 
     return side
 
 
-def open_iceoryx2(role: str, address: str, announce: Announce, stack: ExitStack) -> Side:
-    """A service each way and for each size; both sides look for the next sample in a loop."""
+def open_iceoryx2(
+    role: str, address: str, announce: Announce, stack: ExitStack, in_place: bool = False
+) -> Side:
+    """A service each way and for each size; both sides look for the next sample in a loop.
+
+    The receiver looks at the sample where it lies. The sender copies its message there; `in_place`: leaves it as it is.
+    """
     iox = importlib.import_module("iceoryx2")
     iox.set_log_level(iox.LogLevel.Error)
     node = iox.NodeBuilder.new().create(iox.ServiceType.Ipc)
@@ -192,17 +198,22 @@ def open_iceoryx2(role: str, address: str, announce: Announce, stack: ExitStack)
             subscriber = other.subscriber_builder().create()
             while not (mine.dynamic_config.number_of_subscribers and other.dynamic_config.number_of_publishers):
                 time.sleep(0.001)       # the other side is about to make its own
-            sides[size] = _iceoryx2(publisher, subscriber, size)
+            sides[size] = _iceoryx2(publisher, subscriber, size, in_place)
             stack.callback(sides.clear)
         return sides[size]
 
     return side
 
 
-def _iceoryx2(publisher: Any, subscriber: Any, size: int) -> Calls:
-    loan, receive, message = publisher.loan_slice_uninit, subscriber.receive, payload(size)
+def _iceoryx2(publisher: Any, subscriber: Any, size: int, in_place: bool) -> Calls:
+    loan, receive, message, copy = publisher.loan_slice_uninit, subscriber.receive, payload(size), ctypes.memmove
 
-    def send(message: object) -> None:
+    def send(message: bytes) -> None:
+        sample = loan(size)
+        copy(sample.payload_ptr, message, size)
+        sample.assume_init().send()
+
+    def send_in_place(message: object) -> None:
         loan(size).assume_init().send()
 
     def recv() -> bytes:
@@ -210,7 +221,7 @@ def _iceoryx2(publisher: Any, subscriber: Any, size: int) -> Calls:
             pass
         return message
 
-    return send, recv
+    return send_in_place if in_place else send, recv
 
 
 def depth_for(size: int) -> int:
@@ -218,7 +229,11 @@ def depth_for(size: int) -> int:
     return max(2, min(64, (8 << 20) // size))
 
 
-known.BLOCKING |= {"anywire_loan": open_loan, "iceoryx2": open_iceoryx2}
+known.BLOCKING |= {
+    "anywire_loan": open_loan,
+    "iceoryx2": open_iceoryx2,
+    "iceoryx2_in_place": functools.partial(open_iceoryx2, in_place=True),
+}
 # An echo bounds what is under way by itself.
 known.ASYNCIO["lean_streams"] = functools.partial(known.open_streams, drain=False)
 
