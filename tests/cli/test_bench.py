@@ -25,7 +25,7 @@ def here(contender: Contender) -> bool:
         return False
     scheme = "pipe" if contender.inherits else contender.address.partition(":")[0]
     try:
-        wire_for(f"{scheme}:?read=0" if scheme == "pipe" else f"{scheme}:///x")
+        wire_for({"pipe": "pipe:?read=0", "shm": "shm://x"}.get(scheme, f"{scheme}:///x"))
     except ImportError:
         return False
     return True

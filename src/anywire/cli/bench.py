@@ -26,7 +26,7 @@ from anywire.cli.pair import Failed, Pair
 from anywire.cli.parameters import Names, Sizes, plot_option
 from anywire.cli.signals import Stopped, die_of, stoppable
 
-WIRES = ("unix", "seqpacket", "tcp", "tls", "udp", "pipe", "fifo")
+WIRES = ("shm", "unix", "seqpacket", "tcp", "tls", "udp", "pipe", "fifo")
 FRONTS = ("blocking", "asyncio")
 SIZES = (64, 1 << 10, 64 << 10, 1 << 20)
 PEERS = ("anywire", "pyzmq", "pynng")

@@ -43,7 +43,7 @@ BATCH = 64                          # messages
 
 @dataclass(frozen=True)
 class Contender:
-    """One way to talk: `address` may hold `{directory}`; `needs` is the distribution to install, `module` its name."""
+    """One way to talk. `address` may hold `{directory}` and `{name}`; `needs` is what to install, `module` its name."""
 
     name: str
     front: str                      # "blocking" or "asyncio"
@@ -64,6 +64,7 @@ class Contender:
 
 def _wires() -> list[Contender]:
     wires: list[dict[str, Any]] = [
+        {"name": "shm", "address": "shm://{name}"},
         {"name": "unix", "address": "unix://{directory}/a.sock"},
         {"name": "unix seqpacket", "address": "unix://{directory}/b.sock?type=seqpacket", "largest": 128 << 10},
         {"name": "tcp", "address": "tcp://127.0.0.1:0"},
