@@ -53,6 +53,10 @@ if TYPE_CHECKING:
     from anywire.facade import serve_stream as serve_stream
     from anywire.patterns.publishing import Publisher as Publisher
     from anywire.patterns.publishing import publish as publish
+    from anywire.patterns.pulling import Pull as Pull
+    from anywire.patterns.pulling import pull as pull
+    from anywire.patterns.pushing import Push as Push
+    from anywire.patterns.pushing import push as push
     from anywire.patterns.subscribing import Subscription as Subscription
     from anywire.patterns.subscribing import subscribe as subscribe
     from anywire.wires.moving import pipe as pipe
@@ -77,6 +81,8 @@ _HOME = {
     "Option": "anywire.contract.options",
     "Peer": "anywire.contract.peer",
     "Publisher": "anywire.patterns.publishing",
+    "Pull": "anywire.patterns.pulling",
+    "Push": "anywire.patterns.pushing",
     "Resolve": "anywire.contract.waits",
     "Stream": "anywire.contract.stream",
     "Subscription": "anywire.patterns.subscribing",
@@ -85,6 +91,8 @@ _HOME = {
     "Wire": "anywire.contract.wire",
     "pipe": "anywire.wires.moving",
     "publish": "anywire.patterns.publishing",
+    "pull": "anywire.patterns.pulling",
+    "push": "anywire.patterns.pushing",
     "subscribe": "anywire.patterns.subscribing",
 }
 

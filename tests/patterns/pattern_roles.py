@@ -91,3 +91,39 @@ def switches(peer: PeerSide, seconds: float) -> int:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_nvcsw
     time.sleep(seconds)
     return resource.getrusage(resource.RUSAGE_SELF).ru_nvcsw - before - 1
+
+
+# -- push and pull ---
+
+
+def pull(peer: PeerSide, *addresses: str, **options: Any) -> list[str]:
+    peer.channel = anywire.sync.pull(*addresses, **options).start()
+    return [str(address) for address in peer.channel.addresses]
+
+
+def push(peer: PeerSide, *addresses: str, **options: Any) -> list[str]:
+    peer.listener = anywire.sync.push(*addresses, **options).start()
+    return [str(address) for address in peer.listener.addresses]
+
+
+def take_and_report(peer: PeerSide) -> None:
+    """Report each number before the next one is taken, so that the test knows what was handed over before a kill."""
+    for data in peer.channel:
+        peer.report(number_of(data))
+
+
+def push_numbers(peer: PeerSide, numbers: list[int], size: int = 8) -> None:
+    for number in numbers:
+        peer.listener.send(message(number, size))
+
+
+def push_error(peer: PeerSide, number: int) -> dict[str, Any]:
+    try:
+        while True:
+            peer.listener.send(message(number))
+    except anywire.AnywireError as error:
+        return describe(error)
+
+
+def push_stats(peer: PeerSide) -> dict[str, int]:
+    return {name: getattr(peer.listener.stats(), name) for name in ("sent", "confirmed", "lost", "unconfirmed")}

@@ -65,6 +65,36 @@ class Many(World):
         await peer.call(pattern_roles.subscribe, address, **self.client_options(**options))
         return peer
 
+    def push(self, *addresses: str, **options: Any) -> Any:
+        """A push end that listens, or connects to the address given with `listen=False`."""
+        if options.setdefault("listen", True):
+            return self.opened("push", *(addresses or [self.listen_address()]), **options)
+        return self.opened("push", *addresses, **self.client_options(**options))
+
+    def pull(self, *addresses: str, **options: Any) -> Any:
+        """A pull end that connects, or listens with `listen=True`."""
+        if options.get("listen"):
+            return self.opened("pull", *(addresses or [self.listen_address()]), **options)
+        return self.opened("pull", *addresses, **self.client_options(**options))
+
+    async def puller(self, address: str, **options: Any) -> Peer:
+        """A peer that pulls from the push end at the address."""
+        peer = await self.peer()
+        await peer.call(pattern_roles.pull, address, **self.client_options(**options))
+        return peer
+
+    async def pusher(self, address: str, **options: Any) -> Peer:
+        """A peer that pushes to the pull end at the address."""
+        peer = await self.peer()
+        await peer.call(pattern_roles.push, address, **self.client_options(**options))
+        return peer
+
+    async def listening(self, role: Any, **options: Any) -> tuple[Peer, str]:
+        """A peer that listens as a push or pull end, and the address for the others."""
+        peer = await self.peer()
+        addresses = await peer.call(role, self.listen_address(), listen=True, **options)
+        return peer, client_address(addresses[0])
+
     async def publisher(self, **options: Any) -> tuple[Peer, str]:
         """A peer that publishes, on the blocking front, and the address for subscribers."""
         peer = await self.peer()

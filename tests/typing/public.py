@@ -146,3 +146,15 @@ async def patterns(text: str) -> None:
         assert_type(listener.recv(timeout=1.0), bytes)
         for message in listener:
             assert_type(message, bytes)
+    async with anywire.push(text, listen=True, on_loss=lambda peer, messages: print(peer, len(messages))) as jobs:
+        assert_type(jobs, anywire.Push)
+        assert_type(await jobs.send(b"one"), None)
+        assert_type(jobs.unconfirmed, int)
+        assert_type(jobs.stats().lost, int)
+    async with anywire.pull(text) as inbox:
+        assert_type(await inbox.recv(timeout=1.0), bytes)
+        async for message in inbox:
+            assert_type(message, bytes)
+    with anywire.sync.pull(text, listen=True) as results:
+        assert_type(results, anywire.sync.Pull)
+        assert_type(results.recv(), bytes)

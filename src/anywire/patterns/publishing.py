@@ -193,8 +193,9 @@ class Publisher:
             else:
                 await self._let_go(channel)
         except (AnywireError, OSError) as error:
-            if not isinstance(error, ChannelClosed):        # which `_watch` did, and said why, or this side's close
-                self._gone(subscriber, "died", error)
+            await asyncio.wait([watching], timeout=LEAVE_TIMEOUT)      # what the other end said before comes first
+            self._gone(subscriber, "died", error)
+            if not channel.closed:
                 channel.abort()
         finally:
             self._gone(subscriber, "left")                  # unless it was counted before: closed by this side

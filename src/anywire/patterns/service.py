@@ -41,18 +41,35 @@ class Service:
                 advice="open one in the child",
             )
 
-    def run(self, operation: str, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Run a coroutine there, and wait for what it returns or raises."""
+    def run(
+        self, operation: str, coroutine: Coroutine[Any, Any, T], undo: Callable[[T], object] = lambda result: None
+    ) -> T:
+        """Run a coroutine there, and wait for what it returns or raises.
+
+        Interrupted, it is cancelled; if it returned before that could happen, `undo` gets what it returned."""
+        tasks: list[asyncio.Task[Any] | None] = []
+
+        async def there() -> T:
+            tasks.append(asyncio.current_task())
+            return await coroutine
+
+        running = there()
         try:
             self.check(operation)
-            future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+            future = asyncio.run_coroutine_threadsafe(running, self._loop)
         except BaseException:
+            running.close()
             coroutine.close()
             raise
         try:
             return future.result()
         except BaseException:
-            future.cancel()
+            if not future.done():
+                self._loop.call_soon_threadsafe(lambda: [task.cancel() for task in tasks if task is not None])
+            try:
+                undo(future.result())
+            except BaseException:
+                pass                            # it was cancelled, or what it raised is what is being raised
             raise
 
     def soon(self, callback: Callable[[], object]) -> None:

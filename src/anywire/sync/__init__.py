@@ -1,7 +1,7 @@
 """The blocking front door: the names of `anywire`, each waiting by itself.
 
 No hidden event loop and no helper thread: `connect` waits in the kernel, `serve` runs a thread per connection, as said,
-and a `publish` has one thread for all its subscribers.
+and `publish`, `push` and `pull` have one thread for all their peers.
 Channels may be used from any thread.
 """
 
@@ -49,6 +49,10 @@ if TYPE_CHECKING:
     from anywire.patterns.blocking import Subscription as Subscription
     from anywire.patterns.blocking import publish as publish
     from anywire.patterns.blocking import subscribe as subscribe
+    from anywire.patterns.blocking_work import Pull as Pull
+    from anywire.patterns.blocking_work import Push as Push
+    from anywire.patterns.blocking_work import pull as pull
+    from anywire.patterns.blocking_work import push as push
 
 log = logging.getLogger("anywire")
 
@@ -62,6 +66,8 @@ __all__ = [
     "Channel",
     "Listener",
     "Publisher",
+    "Pull",
+    "Push",
     "Server",
     "Stream",
     "Subscription",
@@ -73,12 +79,17 @@ __all__ = [
     "listen_stream",
     "pipe",
     "publish",
+    "pull",
+    "push",
     "serve",
     "serve_stream",
     "subscribe",
 ]
 
-_ABOVE = dict.fromkeys(("Publisher", "Subscription", "publish", "subscribe"), "anywire.patterns.blocking")
+_ABOVE = {
+    **dict.fromkeys(("Publisher", "Subscription", "publish", "subscribe"), "anywire.patterns.blocking"),
+    **dict.fromkeys(("Pull", "Push", "pull", "push"), "anywire.patterns.blocking_work"),
+}
 """Names of a layer above this one: loaded at their first use."""
 
 
