@@ -171,6 +171,22 @@ async def test_what_a_killed_puller_had_is_told_and_nothing_comes_twice(many: Ma
 
 
 @pytest.mark.only(wires=PROCESSES)
+async def test_what_a_killed_puller_had_in_its_hands_is_told(many: Many) -> None:
+    told: list[int] = []
+    async with many.push(prefetch=8, on_loss=lambda peer, messages: told.extend(map(number_of, messages))) as jobs:
+        for _ in range(20):
+            victim = await many.puller(many.client(jobs))
+            for number in range(5):
+                await jobs.send(message(number))
+            assert await victim.call(roles.take_numbers, 2, 0.002) == [0, 1]
+            await until(lambda: jobs.unconfirmed <= 4)      # it came back from the first, and holds the second
+            victim.kill()
+            await until(lambda: told)
+            assert told == [1, 2, 3, 4]
+            told.clear()
+
+
+@pytest.mark.only(wires=PROCESSES)
 async def test_a_lost_puller_is_logged_and_counted_without_a_callback(many: Many, caplog: Any) -> None:
     async with many.push(prefetch=5) as jobs:
         victim = await many.puller(many.client(jobs))

@@ -195,7 +195,7 @@ class Pull(_End):
 
     def _receive(self, limit: int, timeout: float | None, operation: str) -> list[bytes]:
         service, inner = self._running(operation), self._inner
-        if inner._inbox.due():
+        if inner._inbox.settle():
             service.soon(inner._settle)
         if not inner._turns:
             out = inner._inbox.take(limit)

@@ -20,12 +20,14 @@ SOON = 0.001
 class Giver:
     """One pusher: what came from it."""
 
-    __slots__ = ("messages", "over", "taken", "told", "window")
+    __slots__ = ("done", "messages", "over", "taken", "told", "window")
 
     def __init__(self, window: int) -> None:
         self.window = window
         self.messages: collections.deque[bytes] = collections.deque()
         self.taken = 0
+        self.done = 0
+        """How many of these the caller came back from."""
         self.told = 0
         """How many it was told were taken."""
         self.over = False
@@ -38,6 +40,7 @@ class Inbox:
         self.received = 0
         self._ready: collections.deque[Giver] = collections.deque()
         self._owed: set[Giver] = set()
+        self._telling: set[Giver] = set()
         self._due = False
         self._taken_at = 0.0
         self._back: collections.deque[bytes] = collections.deque()
@@ -83,17 +86,24 @@ class Inbox:
         with self._lock:
             self._back.extendleft(reversed(messages))
 
-    def due(self) -> bool:
-        """Whether to confirm now, that the caller came back: much is owed, nothing else is here, or it was away."""
-        return bool(self._owed) and (
-            self._due or not self._ready or time.monotonic() - self._taken_at > SOON
-        )
+    def settle(self) -> bool:
+        """The caller comes back: whether pushers are to be told now (much is owed, nothing is here, or it was away)."""
+        if not self._owed:
+            return False
+        with self._lock:
+            if not self._due and self._ready and time.monotonic() - self._taken_at <= SOON:
+                return False
+            for giver in self._owed:
+                giver.done = giver.taken            # now: the next message is taken before a thread gets to tell it
+            self._telling |= self._owed
+            self._owed = set()
+            self._due = False
+        return True
 
     def owed(self) -> list[Giver]:
-        """The pushers to be told now how many messages were taken; `told` is to follow."""
+        """The pushers to be told now how many messages were `done`; `told` is to follow."""
         with self._lock:
-            owed, self._owed = list(self._owed), set()
-            self._due = False
+            owed, self._telling = list(self._telling), set()
         return owed
 
     def drop(self, giver: Giver) -> None:
@@ -101,3 +111,4 @@ class Inbox:
         with self._lock:
             giver.over = True
             self._owed.discard(giver)
+            self._telling.discard(giver)

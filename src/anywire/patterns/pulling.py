@@ -171,7 +171,7 @@ class Pull:
             pusher = self._pushers.get(giver)
             if pusher is None or pusher.telling is not None:
                 continue                                # a telling under way tells the latest
-            total = giver.taken
+            total = giver.done
             try:
                 if pusher.channel.try_send(control(TAKEN, total)):
                     giver.told = total
@@ -184,8 +184,8 @@ class Pull:
         """As `_settle`, for a channel that had no room: its pusher reads nothing now."""
         giver = pusher.giver
         try:
-            while giver.told != giver.taken:
-                total = giver.taken
+            while giver.told != giver.done:
+                total = giver.done
                 await pusher.channel.send(control(TAKEN, total))
                 giver.told = total
         except (AnywireError, OSError):
@@ -208,7 +208,7 @@ class Pull:
         return False
 
     async def _receive(self, limit: int, timeout: float | None, operation: str) -> list[bytes]:
-        if self._inbox.due():
+        if self._inbox.settle():
             self._settle()
         out: list[bytes] = []
         if self._turns or not self._take(out, limit, operation):
