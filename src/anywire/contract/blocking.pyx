@@ -312,8 +312,8 @@ cdef class Channel(BlockingFront):
             status = self.end.put_message(data, False)
             if status == BLOCKED:
                 return False
-            if status == PARTIAL:
-                self.end.adopt_output()
+            if status == PARTIAL and self.end.adopt_output():
+                return False
             if isinstance(data, Loan):
                 (<Loan> data).sent = True
             return True

@@ -182,7 +182,8 @@ cdef class Channel(Front):
         if status == BLOCKED:
             return False
         if status != DONE:
-            self.end.adopt_output()
+            if self.end.adopt_output():
+                return False
             self.watch(2)
         if isinstance(data, Loan):
             (<Loan> data).sent = True

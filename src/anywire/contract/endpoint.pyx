@@ -590,6 +590,7 @@ cdef class MessageEndpoint:
         return DONE
 
     cdef int adopt_output(self) except -1:
+        """The sender left after PARTIAL: what is left goes on without it. 1: it does not, and the message goes not at all."""
         return 0
 
     cdef bint output_pending(self) noexcept:

@@ -450,6 +450,7 @@ cdef class Front(Face):
             # Watched from the first wait on: it rings only for those who sleep, so watching costs nothing while none does.
             if not self.watching_read and self.end.read_fd >= 0 and not self.end.hung_up():
                 self.watching_read = True
+                self.end.set_wakeup(self._notified)      # rung on this side: memory for a sender came back here
                 self.driver.watch_read(self.end.read_fd, self._rung)
                 if self.end.death_fd >= 0:
                     self.driver.watch_read(self.end.death_fd, self._rung)
@@ -466,6 +467,7 @@ cdef class Front(Face):
         if self.end.doorbell:
             if self.watching_read and mask == (READ | WRITE):
                 self.watching_read = False
+                self.end.set_wakeup(None)
                 self.driver.unwatch_read(self.end.read_fd)
                 if self.end.death_fd >= 0:
                     self.driver.unwatch_read(self.end.death_fd)

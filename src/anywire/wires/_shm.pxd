@@ -46,7 +46,7 @@ cdef enum:
 
 cdef struct Extent:
     uint32_t start, count          # in units
-    bint lent                      # a Loan of ours may still write to it
+    void* loan                     # a ShmLoan of ours that may still be written to, NULL: none
     bint flying                    # the receiver has it
 
 
@@ -65,12 +65,16 @@ cdef class Outgoing:
     cdef size_t real                             # bytes of the pool that have memory
     cdef uint32_t count                          # extents in use, sorted by their place
     cdef uint32_t turn                           # the unit behind the extent that was lent last
+    cdef uint64_t frees                          # extents that became free since the beginning
+    cdef object waker                            # async front: called when one does while a sender waits for a place
+    cdef int bell                                # blocking front: an eventfd to ring then, -1: nobody waits
     cdef Extent extents[MOST_EXTENTS]
     cpdef close_descriptors(self)
     cdef int collect(self) except -1
     cdef uint32_t find(self, uint32_t unit) noexcept
     cdef void free(self, uint32_t i) noexcept
     cdef uint32_t fit(self, uint32_t start, uint32_t need, uint32_t* place) noexcept
+    cdef int wake_sender(self) except -1
     cdef Py_ssize_t lend(self, size_t nbytes) except -2
     cdef int make_real(self, size_t end) except -1
 
@@ -84,6 +88,7 @@ cdef class Incoming:
     cdef int sock                                # to ring at when a view comes back; -1 when the channel is over
     cdef readonly Py_ssize_t views               # handed out in place and not returned yet
     cdef readonly Py_ssize_t forgotten           # ... that came back only by a garbage collection
+    cdef unsigned int generation                 # of fork: a forked child gives nothing back
     cdef int need_extent(self, uint64_t offset, uint64_t length) except -1
     cdef void give_back(self, uint32_t unit) noexcept
 
@@ -106,6 +111,7 @@ cdef class ShmEndpoint(MessageEndpoint):
     cdef bint waits_for_data, waits_for_room     # a thread of the blocking front is about to sleep, or does
     cdef bint doomed                             # released while a thread waits here: the last one closes
     cdef uint64_t need_room                      # bytes of the record that found no room
+    cdef uint64_t frees_seen                     # AW_AN_EXTENT: `frees` when the pool had no place
     cdef uint64_t checked                        # tick of the last look whether the peer lives
     cdef unsigned int flurry
     cdef readonly Py_ssize_t private_loans
@@ -132,6 +138,9 @@ cdef class ShmEndpoint(MessageEndpoint):
     cdef int spoiled(self, object error) except -1
     cdef int need_sending(self) except -1
     cdef bint room_came(self, uint64_t need) except -1
+    cdef bint can_send(self, Outgoing out) noexcept
+    cdef void shut(self) noexcept
+    cdef int no_room(self, uint64_t n, Py_ssize_t size) except -1
     cdef int put_long(self, const char* p, Py_ssize_t n, object keep) except -1
     cdef int refer(self, uint32_t kind, uint64_t offset, uint64_t length, uint64_t total, bint contiguous) except -1
     cdef int go_on(self) except -1
@@ -141,7 +150,7 @@ cdef class ShmEndpoint(MessageEndpoint):
     cdef int need_open_here(self) except -1
     cdef bint nothing_here(self, Incoming inc, int r) except -1
     cdef int too_large(self, uint64_t n) except -1
-    cdef bint long_record(self, Incoming inc, aw_record* record) except -1
+    cdef bint long_record(self, Incoming inc, aw_record* record, Py_ssize_t room=*) except -1
     cdef int need_extent(self, Incoming inc, uint32_t kind, uint64_t* words) except -1
     cdef int copy_piece(self, Incoming inc, uint64_t offset, uint64_t n) except -1
     cdef int catch_up(self, Incoming inc) except -1
@@ -151,7 +160,6 @@ cdef class ShmEndpoint(MessageEndpoint):
     cdef int spin(self, aw_consumer* c, aw_producer* p, uint64_t end, double timeout) except -2
     cdef int sleep(self, Outgoing out, Incoming inc, bint reading, uint64_t end, double timeout) except -1
     cdef int put_back(self, bint ring) except -1
-    cdef bint awoke(self, bint reading) except -1
     cdef int put_end(self) except -1
     cdef int drop_all(self) except -1
     @cython.final

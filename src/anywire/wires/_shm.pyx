@@ -148,9 +148,12 @@ cdef extern from "<sys/socket.h>" nogil:
     int MSG_DONTWAIT, MSG_NOSIGNAL, MSG_PEEK
     ssize_t c_send "send"(int fd, const void* p, size_t n, int flags)
     ssize_t c_recv "recv"(int fd, void* p, size_t n, int flags)
+    int c_shutdown "shutdown"(int fd, int how)
+    int SHUT_RDWR
 
 cdef extern from "<unistd.h>" nogil:
     int c_close "close"(int fd)
+    ssize_t c_write "write"(int fd, const void* p, size_t n)
 
 cdef extern from "<poll.h>" nogil:
     struct pollfd:
@@ -230,7 +233,7 @@ cdef class Outgoing:
     """What this side sends through: its data and control memory. Created here, sealed, then shown to the peer."""
 
     def __cinit__(self):
-        self.data_fd = self.control_fd = -1
+        self.data_fd = self.control_fd = self.bell = -1
 
     def __init__(self, size_t ring_size, size_t pool_size):
         """Create memory for a ring and a pool of so many bytes. Raises OSError when there is none."""
@@ -277,6 +280,7 @@ cdef class Outgoing:
         """Take back what the receiver has returned. -1 with BadFrame when it returned what it does not have."""
         cdef uint32_t unit, i
         cdef int r
+        cdef ShmLoan loan
         while True:
             r = aw_next_return(&self.ring, &unit)
             if r == 0:
@@ -285,8 +289,12 @@ cdef class Outgoing:
             if i == self.count or not self.extents[i].flying:
                 raise BadFrame("the peer returned memory that it does not have", received=b"")
             self.extents[i].flying = False
-            if not self.extents[i].lent:
-                self.free(i)
+            if self.extents[i].loan != NULL:
+                loan = <ShmLoan> self.extents[i].loan
+                if not loan.sent or loan.exports:
+                    continue                     # it goes with the loan
+                loan.owner = None                # kept by somebody, but it can't be opened again
+            self.free(i)
 
     cdef uint32_t find(self, uint32_t unit) noexcept:
         cdef uint32_t i
@@ -297,7 +305,18 @@ cdef class Outgoing:
 
     cdef void free(self, uint32_t i) noexcept:
         self.count -= 1
+        self.frees += 1
         memmove(&self.extents[i], &self.extents[i + 1], (self.count - i) * sizeof(Extent))
+
+    cdef int wake_sender(self) except -1:
+        """A place in the pool became free on this side: the peer rings for nobody then."""
+        cdef uint64_t one = 1
+        if self.bell >= 0:
+            c_write(self.bell, &one, sizeof(one))
+        if self.waker is not None:
+            waker, self.waker = self.waker, None
+            waker()
+        return 0
 
     cdef Py_ssize_t lend(self, size_t nbytes) except -2:
         """An extent for so many bytes: its unit, or -1 when there is no place now. It belongs to nobody yet.
@@ -309,13 +328,13 @@ cdef class Outgoing:
         """
         cdef uint32_t need = <uint32_t> ((nbytes + UNIT - 1) // UNIT), start, i
         cdef size_t end
-        if self.count == MOST_EXTENTS:
+        if self.count == MOST_EXTENTS or nbytes > self.pool_size:
             return -1
         if need == 0:
             need = 1
         start = self.fit(self.turn, need, &i)
         end = (<size_t> start + need) * UNIT
-        if self.turn and end > <size_t> TURN:
+        if self.turn and end > min(<size_t> TURN, self.pool_size):
             start = self.fit(0, need, &i)
             end = (<size_t> start + need) * UNIT
         if end > self.pool_size:
@@ -326,7 +345,8 @@ cdef class Outgoing:
         memmove(&self.extents[i + 1], &self.extents[i], (self.count - i) * sizeof(Extent))
         self.extents[i].start = start
         self.extents[i].count = need
-        self.extents[i].lent = self.extents[i].flying = False
+        self.extents[i].loan = NULL
+        self.extents[i].flying = False
         self.count += 1
         return start
 
@@ -343,7 +363,7 @@ cdef class Outgoing:
         """Memory for the pool up to `end`. It stays: what is lent beyond the first turn lies as far in front as it can."""
         end = min((end + POPULATE - 1) // POPULATE * POPULATE, self.pool_size)
         if madvise(self.pool + self.real, end - self.real, MADV_POPULATE_WRITE) != 0:
-            PyErr_SetFromErrno(OSError)
+            raise MemoryError(f"the system has no memory for {end - self.real} more bytes of the pool: {os.strerror(errno)}")
         self.real = end
         return 0
 
@@ -353,6 +373,7 @@ cdef class Incoming:
 
     def __cinit__(self):
         self.sock = -1
+        self.generation = fork_generation()
 
     def __init__(self, int data_fd, int control_fd, size_t ring_size, size_t pool_size, nonce):
         """Map a peer's memory after checking its seals and size. Raises BadFrame, OSError."""
@@ -382,20 +403,26 @@ cdef class Incoming:
 
     cdef int need_extent(self, uint64_t offset, uint64_t length) except -1:
         """The peer says that a message lies there: check it, and that the memory is there (a hole would mean SIGBUS)."""
-        cdef size_t end, step
+        cdef size_t begin, end, step
         if offset % UNIT or offset >= self.pool_size or length > self.pool_size - offset:
             raise BadFrame(f"the peer refers to {length} bytes at {offset} of a pool of {self.pool_size}", received=b"")
         end = offset + length
         if end > self.real:
             step = min((end + POPULATE - 1) // POPULATE * POPULATE, self.pool_size)
-            if madvise(<void*> (self.pool + self.real), step - self.real, MADV_POPULATE_READ) != 0:
-                PyErr_CheckSignals()
+            # Only what is referred to: a peer must not be able to make us fill a pool of terabytes by naming its end.
+            begin = min(self.real, offset)
+            if offset - begin > POPULATE:
+                begin = offset
+            if madvise(<void*> (self.pool + begin), step - begin, MADV_POPULATE_READ) != 0:
                 raise BadFrame("the peer refers to memory that is not there", received=b"")
-            self.real = step
+            if begin <= self.real:
+                self.real = step
         return 0
 
     cdef void give_back(self, uint32_t unit) noexcept:
-        """The sender may use this extent again."""
+        """The sender may use this extent again. In a forked child nothing happens: the parent has the message still."""
+        if self.generation != fork_generation():
+            return
         aw_return(&self.ring, unit)
         if aw_room_was_wanted(&self.ring, 1) and self.sock >= 0:
             c_send(self.sock, b"!", 1, MSG_DONTWAIT | MSG_NOSIGNAL)
@@ -413,9 +440,10 @@ cdef class ShmLoan(Loan):
         if self.owner is not None:
             i = self.owner.find(self.unit)
             if i < self.owner.count:
-                self.owner.extents[i].lent = False
+                self.owner.extents[i].loan = NULL
                 if not self.owner.extents[i].flying:
                     self.owner.free(i)
+                    self.owner.wake_sender()
 
 
 cdef bint _collecting = False      # the garbage collector is at work: what goes now was forgotten
@@ -603,23 +631,20 @@ cdef class ShmEndpoint(MessageEndpoint):
 
     cdef int spoiled(self, object error) except -1:
         """The peer broke the rules: this connection is over, for both."""
+        if self.broken:
+            self.raise_failure()
         error.address = str(self.address)
         error.operation = error.operation or "use"
         counters.lost(self.slot, str(error.what).encode("utf-8", "replace"))
         self.fail(error)
         self.gone = True
-        if self.sock >= 0:
-            self.shut()
+        self.shut()
         self.raise_failure()
 
-    def shut(self):
+    cdef void shut(self) noexcept:
         """Let the peer see the end of the socket."""
-        import socket
-        try:
-            with socket.socket(fileno=os.dup(self.sock)) as sock:
-                sock.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass
+        if self.sock >= 0:
+            c_shutdown(self.sock, SHUT_RDWR)
 
     def nonsense(self, what):
         return BadFrame(what, received=b"")
@@ -738,7 +763,13 @@ cdef class ShmEndpoint(MessageEndpoint):
         if aw_sleep_to_send(ring, need):
             aw_awake_with_room(ring)
             return True
+        if need == AW_AN_EXTENT:
+            self.out.waker = self.wakeup
         return False
+
+    cdef bint can_send(self, Outgoing out) noexcept:
+        """Whether what a sender waits for is here."""
+        return aw_can_send(&out.ring, self.need_room) or (self.need_room == AW_AN_EXTENT and out.frees != self.frees_seen)
 
     cdef Py_ssize_t put_messages(self, list data, Py_ssize_t start, bint block) except -1:
         """Small messages are published together: one store, one look at the peer's doorbell."""
@@ -767,6 +798,8 @@ cdef class ShmEndpoint(MessageEndpoint):
             if self.put_status == DONE and i < count:
                 self.put_status = self.put_message(data[i], block)
                 if self.put_status != BLOCKED:
+                    if isinstance(data[i], Loan):
+                        (<Loan> data[i]).sent = True
                     i += 1
             if self.put_status != DONE:
                 break
@@ -780,7 +813,7 @@ cdef class ShmEndpoint(MessageEndpoint):
         self.collect(out)
         if p >= out.pool and p < out.pool + out.pool_size and (p - out.pool) % UNIT == 0:
             i = out.find(<uint32_t> ((p - out.pool) // UNIT))
-            if (i < out.count and out.extents[i].lent and not out.extents[i].flying
+            if (i < out.count and out.extents[i].loan != NULL and not out.extents[i].flying
                     and <size_t> n <= <size_t> out.extents[i].count * UNIT):
                 while aw_has_room(&out.ring, 32) <= 0:
                     if not self.room_came(32):
@@ -830,7 +863,7 @@ cdef class ShmEndpoint(MessageEndpoint):
         cdef char* to
         cdef const char* source
         cdef bint contiguous
-        cdef uint32_t kind
+        cdef uint32_t kind, i
         cdef object keep = self.long_keep            # as in copy_piece
         while self.long_done < self.long_total:
             if self.gone or self.out is None or aw_closed(out.ring.control):
@@ -853,10 +886,15 @@ cdef class ShmEndpoint(MessageEndpoint):
                     self.collect(out)
                     unit = out.lend(n)
                 if unit < 0:
+                    self.frees_seen = out.frees
                     if self.room_came(AW_AN_EXTENT):
                         continue
                     return self.stuck()
-            out.extents[out.find(<uint32_t> unit)].flying = True
+            i = out.find(<uint32_t> unit)
+            if self.long_done and contiguous and (i == out.count or not out.extents[i].flying):
+                self.long_keep = None
+                self.spoiled(self.nonsense("the peer returned memory of a message that is not whole yet"))
+            out.extents[i].flying = True
             to = out.pool + <size_t> unit * UNIT + (self.long_done if contiguous else 0)
             source = self.long_data + self.long_done
             if n >= NOGIL_COPY:
@@ -906,11 +944,12 @@ cdef class ShmEndpoint(MessageEndpoint):
         return BLOCKED if status == PARTIAL else status
 
     cdef int adopt_output(self) except -1:
-        """The sender gives up in the middle of a long message. The receiver has not handed it out: so it goes not at all."""
-        if self.long_keep is not None:
-            self.long_keep = None
-            self.abandon_long()
-        return 0
+        """The sender gives up in the middle of a long message. The receiver has not handed it out: so it goes not at all (1)."""
+        if self.long_keep is None:
+            return 0
+        self.long_keep = None
+        self.abandon_long()
+        return 1
 
     cdef int abandon_long(self) except -1:
         # Any record but NEXT says the same to the receiver; without room now, the next message does.
@@ -925,11 +964,15 @@ cdef class ShmEndpoint(MessageEndpoint):
         """Memory in the pool; private memory when the pool has no place now (then `send` copies, and waits)."""
         cdef ShmLoan loan
         cdef Py_ssize_t unit = -1
+        cdef uint64_t frees
         if nbytes < 0:
             raise ValueError(f"a loan needs a size of at least 0 bytes, not {nbytes}")
         if self.out is not None and not self.broken:
+            frees = self.out.frees
             self.collect(self.out)
             unit = self.out.lend(nbytes)
+            if self.out.frees != frees:
+                self.out.wake_sender()           # what was collected here rings for nobody again
         if unit < 0:
             self.private_loans += 1
             return Loan(nbytes)
@@ -937,7 +980,7 @@ cdef class ShmEndpoint(MessageEndpoint):
         loan.owner = self.out
         loan.unit = <uint32_t> unit
         loan.memory = self.out.pool + <size_t> unit * UNIT
-        self.out.extents[self.out.find(loan.unit)].lent = True
+        self.out.extents[self.out.find(loan.unit)].loan = <void*> loan
         return loan
 
     # -- receiving ------------------------------------------------------------------------------------------------------
@@ -1016,6 +1059,8 @@ cdef class ShmEndpoint(MessageEndpoint):
         return False
 
     cdef int too_large(self, uint64_t n) except -1:
+        if self.broken:
+            self.raise_failure()
         error = TooLarge(n, self.max_message, address=str(self.address), operation="recv",
                          advice="raise max_message= on this side, or send it in parts")
         counters.lost(self.slot, b"a message over the limit")
@@ -1024,9 +1069,12 @@ cdef class ShmEndpoint(MessageEndpoint):
         self.shut()
         self.raise_failure()
 
-    cdef bint long_record(self, Incoming inc, aw_record* record) except -1:
-        """Take a record that is no small message. True: a long message is whole now (`got` is `total`)."""
+    cdef bint long_record(self, Incoming inc, aw_record* record, Py_ssize_t room=-1) except -1:
+        """Take a record that is no small message. True: a long message is whole now (`got` is `total`).
+
+        `room` is the size of the caller's buffer that `target` is: BufferError when the message is larger."""
         cdef uint64_t words[4]
+        cdef uint64_t total
         cdef uint32_t kind = record.kind, length = record.length
         if self.incoming and kind != NEXT:
             self.drop_incoming(inc)              # its sender gave up
@@ -1036,6 +1084,12 @@ cdef class ShmEndpoint(MessageEndpoint):
             if length != (32 if kind == FIRST else 16):
                 self.spoiled(self.nonsense(f"a record of kind {kind} has {length} bytes"))
             memcpy(words, record.data, length)   # a private copy: the peer can't change it after the check
+            total = words[2] if kind == FIRST else words[1]
+            if kind != NEXT:
+                if room >= 0 and total > <uint64_t> room:
+                    self.no_room(total, room)
+                if total > <uint64_t> self.max_message:
+                    self.too_large(total)
             try:
                 if kind == NEXT and not self.incoming:
                     raise self.nonsense("a long message goes on that never began")
@@ -1043,9 +1097,7 @@ cdef class ShmEndpoint(MessageEndpoint):
             except BadFrame as error:
                 self.spoiled(error)
             if kind != NEXT:
-                self.total = words[2] if kind == FIRST else words[1]
-                if self.total > <uint64_t> self.max_message:
-                    self.too_large(self.total)
+                self.total = total
                 self.contiguous = kind == EXTENT or words[3] != 0
                 self.base = words[0]
                 self.got = self.copied = 0
@@ -1099,6 +1151,8 @@ cdef class ShmEndpoint(MessageEndpoint):
         if n >= NOGIL_COPY:
             with nogil:
                 memcpy(to, source, n)
+            if self.inc is not inc:
+                self.need_open_here()
         else:
             memcpy(to, source, n)
         self.copied += n
@@ -1161,7 +1215,8 @@ cdef class ShmEndpoint(MessageEndpoint):
                 return memoryview(view)
             r = aw_peek(&inc.ring, &record)
             if r > 0 and record.kind == INLINE:
-                return memoryview(self.take_message(block))
+                message = self.take_message(block)
+                return None if message is None else memoryview(message)
             if r > 0:
                 self.long_record(inc, &record)
             elif not self.nothing_here(inc, r):
@@ -1171,14 +1226,12 @@ cdef class ShmEndpoint(MessageEndpoint):
         cdef Incoming inc = self.inc
         cdef aw_record record
         cdef Py_ssize_t n
-        cdef uint64_t words[4]
         cdef int r
         while True:
             if inc is None:
                 self.need_open_here()
             if self.incoming and self.total > <uint64_t> size:
-                raise BufferError(f"recv_into {self.address}: the next message has {self.total} bytes and the buffer "
-                                  f"{size}; the message stays queued")
+                self.no_room(self.total, size)
             if self.incoming and self.got == self.total:
                 if self.target == NULL and self.body is None:
                     self.target = p
@@ -1189,33 +1242,32 @@ cdef class ShmEndpoint(MessageEndpoint):
                 self.finish_incoming(inc)
                 return n
             r = aw_peek(&inc.ring, &record)
-            if r > 0 and not (self.incoming and record.kind == NEXT):
+            if r > 0 and record.kind == INLINE:
+                self.drop_incoming(inc)
                 n = record.length
-                if record.kind == EXTENT and n >= 16 or record.kind == FIRST and n >= 32:
-                    memcpy(words, record.data, min(n, 32))
-                    n = words[2] if record.kind == FIRST else words[1]
-                if n > size and record.kind <= FIRST:
-                    raise BufferError(f"recv_into {self.address}: the next message has {n} bytes and the buffer {size}; "
-                                      "the message stays queued")
-                if record.kind == INLINE:
-                    self.drop_incoming(inc)
-                    if n > self.max_message:
-                        self.too_large(n)
-                    memcpy(p, record.data, n)
-                    aw_advance(&inc.ring, record.length)
-                    aw_release_records(&inc.ring)
-                    self.handed_over(inc, n)
-                    if aw_room_was_wanted(&inc.ring, 0):
-                        self.ring_peer()
-                    return n
+                if n > size:
+                    self.no_room(n, size)
+                if n > self.max_message:
+                    self.too_large(n)
+                memcpy(p, record.data, n)
+                aw_advance(&inc.ring, record.length)
+                aw_release_records(&inc.ring)
+                self.handed_over(inc, n)
+                if aw_room_was_wanted(&inc.ring, 0):
+                    self.ring_peer()
+                return n
             if r > 0:
                 if self.target == NULL and self.body is None:
                     self.target = p
-                self.long_record(inc, &record)
+                self.long_record(inc, &record, size)
                 if self.incoming:
                     self.catch_up(inc)
             elif not self.nothing_here(inc, r):
                 return -1
+
+    cdef int no_room(self, uint64_t n, Py_ssize_t size) except -1:
+        raise BufferError(f"recv_into {self.address}: the next message has {n} bytes and the buffer {size}; the message "
+                          "stays queued")
 
     cdef int stop_into(self) except -1:
         """The caller's buffer is the caller's again: what came of a long message goes elsewhere."""
@@ -1304,7 +1356,7 @@ cdef class ShmEndpoint(MessageEndpoint):
                     ns = min(ns, end - now)
                 with nogil:
                     r = aw_spin(c, p, self.need_room, ns)
-                if r or self.closed:
+                if r or self.closed or (c == NULL and self.can_send(self.out)):
                     return 1
                 PyErr_CheckSignals()
                 self.look()
@@ -1343,13 +1395,14 @@ cdef class ShmEndpoint(MessageEndpoint):
             self.waits_for_data = True
         else:
             self.waits_for_room = True
+            out.bell = self.wake_fd
         try:
             while True:
                 if reading:
                     r = aw_sleep_for_data(&inc.ring)
                 else:
                     r = aw_sleep_to_send(&out.ring, self.need_room)
-                if r or self.gone or self.closed:
+                if r or self.gone or self.closed or (not reading and self.can_send(out)):
                     return mask
                 ms = -1
                 if timeout >= 0:
@@ -1374,7 +1427,7 @@ cdef class ShmEndpoint(MessageEndpoint):
                     if (self.waits_for_room and not aw_room_wanted(out.ring.control) if reading else
                             self.waits_for_data and not aw_data_wanted(inc.ring.control)):
                         self.put_back(True)
-                    if self.gone or (aw_has_data(&inc.ring) if reading else aw_can_send(&out.ring, self.need_room)):
+                    if self.gone or (aw_has_data(&inc.ring) if reading else self.can_send(out)):
                         return mask
                 elif r < 0 and e != EINTR:
                     raise OSError(e, f"poll {self.address}: {os.strerror(e)}")
@@ -1386,6 +1439,7 @@ cdef class ShmEndpoint(MessageEndpoint):
                 aw_awake_with_data(&inc.ring)
             else:
                 self.waits_for_room = False
+                out.bell = -1
                 aw_awake_with_room(&out.ring)
 
     cdef int put_back(self, bint ring) except -1:
@@ -1431,8 +1485,10 @@ cdef class ShmEndpoint(MessageEndpoint):
     def finish_steps(self, timeout):
         """Generator: the end, after what was sent; and say that nothing is taken here any more."""
         cdef double end = time.monotonic() + timeout
+        cdef Outgoing out = self.out
+        cdef Incoming inc = self.inc
         cdef int room
-        if self.out is None:
+        if out is None:
             return
         if self.long_keep is not None:
             self.adopt_output()
@@ -1440,36 +1496,40 @@ cdef class ShmEndpoint(MessageEndpoint):
         # that was meant for us.
         self.waits_for_room = True
         try:
-            while self.out is not None and not self.end_sent and not self.broken and not self.gone:
-                room = aw_has_room(&self.out.ring, 0)
+            while not self.end_sent and not self.broken and not self.gone:
+                room = aw_has_room(&out.ring, 0)
                 if room > 0:
                     # First: whoever has seen the end must not be able to send into a channel that takes nothing.
-                    aw_set_closed(self.inc.ring.control)
+                    aw_set_closed(inc.ring.control)
                     self.put_end()
                     break
                 if room < 0:
                     self.spoiled(self.nonsense("the peer's cursor makes no sense"))
-                if aw_closed(self.out.ring.control):
+                if aw_closed(out.ring.control):
                     break
-                if not aw_sleep_to_send(&self.out.ring, 0):
-                    if not (yield Wait(self.signs(), max(0.0, end - time.monotonic()))) or not self.awoke(False):
-                        return
+                if not aw_sleep_to_send(&out.ring, 0) and not (yield from self.sign_steps(end, False)):
+                    return
         finally:
             self.waits_for_room = False
-        if self.out is None:
-            return
-        aw_set_closed(self.inc.ring.control)
+        aw_set_closed(inc.ring.control)
         self.ending = True
         self.ring_peer()
 
-    def signs(self):
-        """What becomes readable when the peer rings, or goes; or another thread of this side rings."""
-        return [(fd, READ) for fd in (self.sock, self.death, self.wake_fd) if fd >= 0]
-
-    cdef bint awoke(self, bint reading) except -1:
-        """After a wait for `signs`: take the tokens, and give back what was another thread's, as in `sleep`. False: aborted."""
-        if self.interrupted or self.out is None:
+    def sign_steps(self, double end, bint reading):
+        """Generator: wait until the peer rings, or goes. False: the time is up, or this side was dropped meanwhile."""
+        watched = [(fd, READ) for fd in (self.sock, self.death, self.wake_fd) if fd >= 0]
+        self.waiters += 1                        # who drops this side meanwhile leaves the descriptors to us
+        try:
+            ready = yield Wait(watched, max(0.0, end - time.monotonic()))
+        finally:
+            self.waiters -= 1
+            if self.closed:
+                self.drop_wake_fd()
+                if self.doomed and self.waiters == 0:
+                    self.close_now()
+        if not ready or self.closed:
             return False
+        # As in `sleep`: another thread shares the bell, so empty it first and look at that one after.
         self.put_back(False)
         self.rung()
         if (self.waits_for_room and not aw_room_wanted(self.out.ring.control) if reading else
@@ -1481,31 +1541,32 @@ cdef class ShmEndpoint(MessageEndpoint):
         """Generator: drop what still comes, until the peer closes too or the deadline passes."""
         cdef double end = time.monotonic() + timeout
         cdef bint first = True
-        cdef int r
-        if self.out is None or not self.ending:
+        cdef Outgoing out = self.out
+        cdef Incoming inc = self.inc
+        if out is None or not self.ending:
             return
         self.waits_for_data = True
         try:
-            # Each wait, and each copy without the GIL, may end with nothing left: another thread aborted.
-            while self.out is not None and not self.broken and not self.gone and not aw_closed(self.out.ring.control):
+            # Each wait, and each copy without the GIL, may end with another thread's abort.
+            while not self.broken and not self.gone and not aw_closed(out.ring.control):
                 if not first and time.monotonic() >= end:
                     return
                 first = False
                 self.turns = 0
                 self.drop_all()
-                if self.out is None:
+                if self.closed:
                     return
-                r = aw_sleep_for_data(&self.inc.ring)
-                if r or aw_closed(self.out.ring.control):
-                    yield Wait(self.signs(), 0.0)
-                    continue
-                if not (yield Wait(self.signs(), max(0.0, end - time.monotonic()))) or not self.awoke(True):
+                if aw_sleep_for_data(&inc.ring) or aw_closed(out.ring.control):
+                    yield Wait([], 0.0)          # more is here; others get a turn first
+                    if self.closed:
+                        return
+                elif not (yield from self.sign_steps(end, True)):
                     return
         finally:
             self.waits_for_data = False
-        if self.out is not None and self.gone and not self.broken and not aw_closed(self.out.ring.control):
+        if self.gone and not self.broken and not aw_closed(out.ring.control):
             self.drop_all()
-            if not self.ended:
+            if not self.closed and not self.ended:
                 self.lose()
 
     cdef int drop_all(self) except -1:
@@ -1546,6 +1607,10 @@ cdef class ShmEndpoint(MessageEndpoint):
         if self.closed and self.sock < 0:
             return
         self.closed = True
+        if self.sock >= 0 and self.generation == fork_generation():
+            # The peer sees the end at once, also where a thread is inside poll(2) with this socket, or a forked child holds
+            # it open. What was published stays readable.
+            c_shutdown(self.sock, SHUT_RDWR)
         if self.out is not None:
             self.missing()                       # the last word on what was taken
             self.peer_closed = aw_closed(self.out.ring.control)
@@ -1563,6 +1628,8 @@ cdef class ShmEndpoint(MessageEndpoint):
             os.close(self.death)
         self.sock = self.death = self.death_fd = self.read_fd = self.write_fd = -1
         self.long_keep = self.body = self.half = None
+        if self.out is not None:
+            self.out.waker = None
         if self.inc is not None:
             self.inc.sock = -1
         self.out = self.inc = None

@@ -15,7 +15,6 @@ from anywire.wires._shm cimport (Incoming, ShmEndpoint, aw_advance, aw_commit, a
 import time
 
 from anywire.contract.errors import AnywireError
-from anywire.contract.waits import Wait
 
 cdef enum:
     BYTES = 0                      # kinds of records, as in _shm
@@ -168,7 +167,7 @@ cdef class ShmStream(RawEndpoint):
         try:
             while not self.broken and self.flush_armed() != DONE:
                 self.turns = 0
-                if not (yield Wait(self.shm.signs(), max(0.0, end - time.monotonic()))) or not self.shm.awoke(False):
+                if not (yield from self.shm.sign_steps(end, False)):
                     return
         finally:
             self.shm.waits_for_room = False

@@ -242,7 +242,10 @@ class Meeting:
         if theirs.refusal is not None:
             raise Refused(theirs.refusal, address=str(self.address), operation="connect", answered=True)
         if NO_MEMORY in theirs.extensions or ours is None:
-            return self._socket_instead(theirs, theirs.extensions.get(NO_MEMORY, b"").decode("utf-8", "replace") or why)
+            why = theirs.extensions.get(NO_MEMORY, b"").decode("utf-8", "replace") or why
+            if not self.may_fall_back:
+                raise Refused(why, address=str(self.address), operation="connect", answered=True)
+            return self._socket_instead(theirs, why)
         inc, why = self._map(theirs)
         if inc is None:
             yield from self._send(refuse(why), None)
@@ -413,8 +416,8 @@ class Meeting:
                     self.fds += struct.unpack(f"{len(value) // 4}i", value[: len(value) // 4 * 4])
                 elif (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS):
                     self.writer = struct.unpack("3i", value)[0]
-            if flags & socket.MSG_CTRUNC:
-                raise self._lost("descriptors of its memory were lost; this process may have too many open")
+            if flags & socket.MSG_CTRUNC or len(self.fds) > 8:
+                raise self._lost("descriptors of its memory were lost, or too many came; are too many open here?")
             if not chunk:
                 raise self._lost(f"the peer closed the connection before {what} was whole")
             data += chunk
