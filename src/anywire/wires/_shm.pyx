@@ -574,13 +574,16 @@ cdef class ShmEndpoint(MessageEndpoint):
             c_send(self.sock, b"!", 1, MSG_DONTWAIT | MSG_NOSIGNAL)   # full: it has tokens enough; gone: recv tells
 
     cdef int drain(self) except -1:
-        """Read the tokens; notice the end."""
+        """Read the tokens; notice the end. 1: there were some, so the peer lived a moment ago, and needs no look."""
         cdef char tokens[64]
         cdef ssize_t r
         if self.sock < 0:
             return 0
         r = c_recv(self.sock, tokens, sizeof(tokens), MSG_DONTWAIT)
-        if r == 0 or (r < 0 and errno != EAGAIN and errno != EINTR):
+        if r > 0:
+            self.checked = aw_tick()
+            return 1
+        if r == 0 or (errno != EAGAIN and errno != EINTR):
             self.gone = True
         return 0
 
@@ -605,8 +608,8 @@ cdef class ShmEndpoint(MessageEndpoint):
     cdef int rung(self) except -1:
         """Async front: the socket or the pidfd is readable."""
         self.turns = 0
-        self.drain()
-        if not self.gone:
+        # Where tokens hid an end, the socket or the pidfd stays readable, and this is called again.
+        if not self.drain() and not self.gone:
             self.look()
         return 0
 
