@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from anywire import multiprocessing as multiprocessing
     from anywire import sync as sync
     from anywire.contract.address import Address as Address
     from anywire.contract.channel import Channel as Channel
@@ -96,12 +97,12 @@ _HOME = {
     "subscribe": "anywire.patterns.subscribing",
 }
 
-__all__ = sorted([*_HOME, "sync"])  # noqa: PLE0605 # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = sorted([*_HOME, "multiprocessing", "sync"])  # noqa: PLE0605 # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "sync":
-        return importlib.import_module("anywire.sync")
+    if name in ("sync", "multiprocessing"):
+        return importlib.import_module(f"anywire.{name}")
     home = _HOME.get(name)
     if home is None:
         raise AttributeError(f"module 'anywire' has no attribute {name!r}")
