@@ -56,6 +56,9 @@ cdef extern from "<time.h>" nogil:
     int CLOCK_MONOTONIC, CLOCK_MONOTONIC_COARSE
     int clock_gettime(int clock, timespec* t)
 
+cdef extern from "<unistd.h>" nogil:
+    ssize_t c_write "write"(int fd, const void* p, size_t n)
+
 cdef char _scratch[SCRATCH]
 cdef unsigned int _generation = 0
 
@@ -393,8 +396,10 @@ cdef class MessageEndpoint:
 
     def interrupt(self):
         """Wake threads of the blocking front that wait on this endpoint."""
-        if self.wake_fd >= 0:
-            os.eventfd_write(self.wake_fd, 1)
+        cdef uint64_t token = 1
+        # With the GIL, so that no other thread closes the descriptor between the look and the write; it never waits.
+        if self.wake_fd >= 0 and c_write(self.wake_fd, &token, sizeof(token)) < 0:
+            return               # its count is at the limit: it is readable, all the same
 
     def byte_endpoint(self):
         """The byte endpoint below, None for native message wires."""

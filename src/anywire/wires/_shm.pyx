@@ -153,6 +153,7 @@ cdef extern from "<sys/socket.h>" nogil:
 
 cdef extern from "<unistd.h>" nogil:
     int c_close "close"(int fd)
+    ssize_t c_read "read"(int fd, void* p, size_t n)
     ssize_t c_write "write"(int fd, const void* p, size_t n)
 
 cdef extern from "<poll.h>" nogil:
@@ -1447,15 +1448,12 @@ cdef class ShmEndpoint(MessageEndpoint):
 
     cdef int put_back(self, bint ring) except -1:
         """Ring the bell that is this side's own, or empty it."""
+        cdef uint64_t token = 1
+        cdef ssize_t r = 0
+        # With the GIL, so that no other thread closes the descriptor between the look and the call; it never waits.
         if self.wake_fd >= 0:
-            try:
-                if ring:
-                    os.eventfd_write(self.wake_fd, 1)
-                else:
-                    os.eventfd_read(self.wake_fd)
-            except BlockingIOError:
-                pass
-        return 0
+            r = c_write(self.wake_fd, &token, 8) if ring else c_read(self.wake_fd, &token, 8)
+        return r > 0
 
     def interrupt(self):
         self.interrupted = True
@@ -1624,15 +1622,17 @@ cdef class ShmEndpoint(MessageEndpoint):
 
     def close_now(self):
         """Close the descriptors, and let go of the memory."""
+        cdef int sock = self.sock, death = self.death
         self.doomed = False
-        if self.sock >= 0:
-            os.close(self.sock)
-        if self.death >= 0:
-            os.close(self.death)
+        # Forgotten before they are closed: close(2) runs without the GIL, and another thread may release too.
         self.sock = self.death = self.death_fd = self.read_fd = self.write_fd = -1
-        self.long_keep = self.body = self.half = None
         if self.out is not None:
             self.out.waker = None
         if self.inc is not None:
             self.inc.sock = -1
+        self.long_keep = self.body = self.half = None
         self.out = self.inc = None
+        if sock >= 0:
+            os.close(sock)
+        if death >= 0:
+            os.close(death)
