@@ -24,6 +24,7 @@ SHORT = {
     "blocking_unix": ["--rounds", "3", "--seconds", "0.08"],
     "aio_ipc": ["--rounds", "3", "--seconds", "0.3"],
     "shm_blocking": ["--rounds", "3", "--seconds", "0.08"],
+    "broadcast": ["--rounds", "3", "--seconds", "0.3"],
     "idle_connections": ["--rounds", "1"],
 }
 

@@ -7,6 +7,8 @@ from any thread.
 
 from __future__ import annotations
 
+import functools
+import itertools
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -19,8 +21,8 @@ from anywire.contract.counters import Stats
 from anywire.contract.errors import AnywireError, Busy, ChannelClosed, EndOfChannel, PeerLost, TimedOut
 from anywire.contract.peer import Peer
 from anywire.patterns import publishing
-from anywire.patterns.controls import LEAVING, SUBSCRIBE, TAKEN, control
-from anywire.patterns.incoming import Incoming, Losses
+from anywire.patterns.controls import LEAVING, SIZE, SUBSCRIBE, control
+from anywire.patterns.incoming import FEW, SMALL, Incoming, Losses
 from anywire.patterns.publishing import Mode, PublisherStats
 from anywire.patterns.service import Service
 from anywire.patterns.terms import largest, need_channels, of_the_wire
@@ -67,7 +69,7 @@ class Publisher:
 
     def _put(self, message: Any, operation: str) -> bool:
         service, inner = self._running(operation), self._inner
-        if inner._turns or not inner._log.put(message):
+        if inner._turns.line or not inner._log.put(message):
             return False
         if inner._log.idle:
             service.soon(inner._wake_idle)
@@ -75,7 +77,8 @@ class Publisher:
 
     def send(self, message: Any, *, timeout: float | None = None) -> None:
         """Publish a message: any contiguous buffer. Parameters and errors: `anywire.Publisher.send`."""
-        message = self._inner._checked(message, "send")
+        if type(message) is not bytes or len(message) > self._inner.max_message:
+            message = self._inner._checked(message, "send")
         if not self._put(message, "send"):
             self._running("send").run("send", self._inner.send(message, timeout=timeout))
 
@@ -216,8 +219,8 @@ class Subscription:
         try:
             if self._incoming.over is not None and not self._channel.closed:
                 raise self._incoming.failure(operation)
-            if self._incoming.due():
-                self._tell(TAKEN)
+            if time.monotonic() >= self._incoming.report_at:
+                self._incoming.report()
         except BaseException:
             self._receiving.release()
             raise
@@ -229,28 +232,38 @@ class Subscription:
     def recv(self, *, copy: bool = True, timeout: float | None = None) -> bytes | memoryview:
         """The next message. Parameters and errors: `anywire.Subscription.recv`."""
         incoming = self._incoming
+        ahead = incoming.ahead
         self._before("recv")
         try:
-            while incoming.ahead:
-                message = incoming.ahead.popleft()
-                if incoming.is_message(message, "recv"):
-                    return message if copy else memoryview(message)
             deadline = None if timeout is None else time.monotonic() + timeout
-            try:
-                while True:
+            while True:
+                while ahead:
+                    message = ahead.popleft()
+                    if len(message) != SIZE or incoming.is_message(message, "recv"):
+                        incoming.size = len(message)
+                        return message if copy else memoryview(message)
+                if copy and incoming.size <= SMALL:
+                    self._fetch(FEW, timeout)
+                else:
                     got: Any
                     if copy:
                         got = self._channel.recv(timeout=timeout)
                     else:
                         got = self._channel.recv(copy=False, timeout=timeout)
                     if incoming.is_message(got, "recv"):
+                        incoming.size = len(got)
                         return got  # type: ignore[no-any-return]
-                    if deadline is not None:
-                        timeout = max(0.0, deadline - time.monotonic())
-            except (EndOfChannel, PeerLost) as error:
-                raise incoming.ended(error) from None
+                if deadline is not None:
+                    timeout = max(0.0, deadline - time.monotonic())
+        except (EndOfChannel, PeerLost) as error:
+            raise incoming.ended(error) from None
         finally:
             self._receiving.release()
+
+    def _fetch(self, limit: int, timeout: float | None) -> None:
+        """Put what is here into `ahead`, in one call of C: no signal handler runs between the two and loses it."""
+        receive = functools.partial(self._channel.recv_many, timeout=timeout)
+        self._incoming.ahead.extend(itertools.chain.from_iterable(map(receive, (limit,))))
 
     def recv_many(self, limit: int = 1024, *, timeout: float | None = None) -> list[bytes]:
         """At least one message and at most `limit`: all that are here now. Raises what `recv` raises."""
@@ -263,14 +276,9 @@ class Subscription:
                     messages = incoming.from_ahead(limit, "recv_many")
                     if messages:
                         return messages
-                try:
-                    left = None if deadline is None else max(0.0, deadline - time.monotonic())
-                    batch = self._channel.recv_many(limit, timeout=left)
-                except (EndOfChannel, PeerLost) as error:
-                    raise incoming.ended(error) from None
-                if not incoming.has_controls(batch):
-                    return batch
-                incoming.ahead.extend(batch)
+                self._fetch(limit, None if deadline is None else max(0.0, deadline - time.monotonic()))
+        except (EndOfChannel, PeerLost) as error:
+            raise incoming.ended(error) from None
         finally:
             self._receiving.release()
 
@@ -287,6 +295,7 @@ class Subscription:
         """Leave. The publisher goes on. Parameters: `timeout`, seconds for the polite end."""
         if not self.closed and self._incoming.over is None:
             self._tell(LEAVING)
+        self._incoming.ahead.clear()
         try:
             self._channel.close(timeout=timeout)
         except PeerLost:
@@ -294,6 +303,7 @@ class Subscription:
 
     def abort(self) -> None:
         """Leave at once."""
+        self._incoming.ahead.clear()
         self._channel.abort()
 
     def __enter__(self) -> Self:

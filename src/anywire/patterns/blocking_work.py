@@ -119,7 +119,7 @@ class Push(_End):
 
     def _put(self, message: bytes, operation: str) -> bool:
         service, inner = self._running(operation), self._inner
-        if inner._turns or not inner._share.put(message):
+        if inner._turns.line or not inner._share.put(message):
             return False
         if inner._share.idle:
             service.soon(inner._wake_idle)
@@ -197,7 +197,7 @@ class Pull(_End):
         service, inner = self._running(operation), self._inner
         if inner._inbox.settle():
             service.soon(inner._settle)
-        if not inner._turns:
+        if not inner._turns.line:
             out = inner._inbox.take(limit)
             if out:
                 return out

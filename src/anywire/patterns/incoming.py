@@ -23,11 +23,17 @@ from anywire.patterns.controls import (
     SIZE,
     SKIPPED,
     STALLED,
+    TAKEN,
     TOO_LARGE,
     greeting_of,
     looks_like_control,
     read,
 )
+
+FEW = 64
+"""Small messages that `recv` takes from the channel at a time, ..."""
+SMALL = 4096
+"""... which are those of at most so many bytes."""
 
 Losses: TypeAlias = Literal["raise", "count"]
 
@@ -52,7 +58,12 @@ class Incoming:
         self._limit = limit
         self._literal = False
         self._stall_timeout = 0.0
-        self._report_at = math.inf
+        self.report_at = math.inf
+        """When to tell the publisher again that messages are taken, as the caller wants one: monotonic seconds.
+
+        The kernel may hold hours of messages for a slow subscriber; the publisher must not take that for a stop."""
+        self.size = 0
+        """Bytes of the last message: small ones are taken from the channel in batches."""
 
     def greeted(self, message: bytes) -> None:
         """The publisher's first message. Raises Refused, BadFrame."""
@@ -60,17 +71,13 @@ class Incoming:
         self.latest = bool(told.flags & LATEST)
         self._stall_timeout = told.number / 1000
         if self._stall_timeout:
-            self._report_at = time.monotonic() + self._stall_timeout / 4
+            self.report_at = time.monotonic() + self._stall_timeout / 4
 
-    def due(self) -> bool:
-        """Whether the publisher is to be told, now that the caller wants a message, that this side takes some.
-
-        The kernel may hold hours of messages for a slow subscriber; the publisher must not take that for a stop."""
-        now = time.monotonic()
-        if now < self._report_at:
-            return False
-        self._report_at = now + self._stall_timeout / 4
-        return True
+    def report(self) -> None:
+        """Tell the publisher that this side takes messages."""
+        self.report_at = time.monotonic() + self._stall_timeout / 4
+        if self.over is None:
+            self.tell(TAKEN)
 
     def is_message(self, message: bytes, operation: str) -> bool:
         """Whether these bytes are for the caller. If not, they were understood: raises what they tell."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 import threading
 import time
 
-from anywire.patterns.controls import LITERAL, SKIPPED, control, looks_like_control
+from anywire.patterns.controls import LITERAL, SIZE, SKIPPED, control, looks_like_control
 
 BATCH = 256
 """Messages that go to one channel at a time."""
@@ -57,7 +57,7 @@ class Log:
         """Those who wait for a message; whoever puts one in takes them out with `woken` and wakes them."""
         self._messages: list[bytes] = []
         self._literal: set[int] = set()
-        self._shut = False
+        self._shut = True
         self._lock = threading.Lock()
 
     @property
@@ -82,11 +82,15 @@ class Log:
                     return False
                 if len(messages) >= self.depth + (self.depth >> 3) + 64 or self.nbytes >= self.depth_bytes:
                     self._make_room()
-            if looks_like_control(message):
+            if len(message) == SIZE and looks_like_control(message):
                 self._literal.add(self.base + len(messages))
             messages.append(message)
             self.nbytes += len(message)
             return True
+
+    def open(self) -> None:
+        """Take messages from now on."""
+        self._shut = False
 
     def shut(self) -> None:
         """Take no more messages."""

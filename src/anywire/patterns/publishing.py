@@ -354,9 +354,12 @@ class Publisher:
         Parameters: `timeout`, seconds to wait for room, None for ever. It never waits longer than `stall_timeout` for a
         subscriber that takes nothing.
         Raises TooLarge, TimedOut, ChannelClosed. Cancelled, the message went to all or to nobody."""
-        message = self._checked(message, "send")
-        if self._turns or not self._put(message, "send"):
+        if type(message) is not bytes or len(message) > self.max_message:
+            message = self._checked(message, "send")
+        if self._turns.line or not self._log.put(message):
             await self._turns.within(timeout, lambda: self._put(message, "send"), self._name, "send")
+        elif self._log.idle:
+            self._wake_idle()
         self._burst += len(message) + EACH
         if self._burst >= BURST:
             self._burst = 0
@@ -365,7 +368,7 @@ class Publisher:
     def try_send(self, message: Any) -> bool:
         """Publish without waiting: False when there is no room now."""
         message = self._checked(message, "try_send")
-        return not self._turns and self._put(message, "try_send")
+        return not self._turns.line and self._put(message, "try_send")
 
     async def send_many(self, messages: Iterable[Any], *, timeout: float | None = None) -> None:
         """Publish messages in order. Cancelled or timed out, a first part of them went."""
@@ -381,7 +384,7 @@ class Publisher:
                 done += 1
             return True
 
-        if self._turns or not attempt():
+        if self._turns.line or not attempt():
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
             await self._turns.within(left, attempt, self._name, "send_many")
         await asyncio.sleep(0)
@@ -395,6 +398,7 @@ class Publisher:
         await self._server.start()
         self._name = ", ".join(map(str, self._server.addresses)) or self._name
         self._started = True
+        self._log.open()
         return self
 
     async def close(self, *, timeout: float | None = None) -> None:

@@ -211,7 +211,7 @@ class Pull:
         if self._inbox.settle():
             self._settle()
         out: list[bytes] = []
-        if self._turns or not self._take(out, limit, operation):
+        if self._turns.line or not self._take(out, limit, operation):
             await self._turns.within(
                 timeout, lambda: self._take(out, limit, operation), self._meeting.name, operation
             )

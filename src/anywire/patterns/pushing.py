@@ -283,9 +283,12 @@ class Push:
 
         Parameters: `timeout`, seconds, None for ever.
         Raises TooLarge, TimedOut, ChannelClosed; connecting also PeerLost. Cancelled, it went whole or not at all."""
-        message = self._checked(message, "send")
-        if self._turns or not self._put(message, "send"):
+        if type(message) is not bytes or len(message) > self.max_message:
+            message = self._checked(message, "send")
+        if self._turns.line or self._over is not None or not self._share.put(message):
             await self._turns.within(timeout, lambda: self._put(message, "send"), self._meeting.name, "send")
+        elif self._share.idle:
+            self._wake_idle()
         self._burst += len(message) + EACH
         if self._burst >= BURST:
             self._burst = 0
@@ -294,7 +297,7 @@ class Push:
     def try_send(self, message: Any) -> bool:
         """Send without waiting: False when nobody has room now."""
         message = self._checked(message, "try_send")
-        return not self._turns and self._put(message, "try_send")
+        return not self._turns.line and self._put(message, "try_send")
 
     async def send_many(self, messages: Iterable[Any], *, timeout: float | None = None) -> None:
         """Send messages, each to one puller. Cancelled or timed out, a first part of them went."""
@@ -309,7 +312,7 @@ class Push:
                 done += 1
             return True
 
-        if self._turns or not attempt():
+        if self._turns.line or not attempt():
             await self._turns.within(timeout, attempt, self._meeting.name, "send_many")
         await asyncio.sleep(0)
 
@@ -320,6 +323,7 @@ class Push:
         if not self._started:
             await self._meeting.start()
             self._started = True
+            self._share.open()
         return self
 
     async def close(self, *, timeout: float | None = None) -> None:

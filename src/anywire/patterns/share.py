@@ -53,7 +53,7 @@ class Share:
         """Those who were idle and got something; whoever put it in takes them out with `woken` and wakes them."""
         self._returned: collections.deque[bytes] = collections.deque()
         self._ready: collections.deque[Taker] = collections.deque()
-        self._shut = False
+        self._shut = True
         self._lock = threading.Lock()
 
     @property
@@ -69,6 +69,10 @@ class Share:
             self.put_in += 1
             self._assign(message)
             return True
+
+    def open(self) -> None:
+        """Take messages from now on."""
+        self._shut = False
 
     def shut(self) -> None:
         """Take no more messages."""

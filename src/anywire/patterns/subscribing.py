@@ -17,8 +17,8 @@ from anywire.contract.counters import Stats
 from anywire.contract.errors import AnywireError, EndOfChannel, PeerLost, TimedOut
 from anywire.contract.peer import Peer
 from anywire.facade import Authorize, Connecting, connect
-from anywire.patterns.controls import LEAVING, SUBSCRIBE, TAKEN, control
-from anywire.patterns.incoming import Incoming, Losses
+from anywire.patterns.controls import LEAVING, SIZE, SUBSCRIBE, control
+from anywire.patterns.incoming import FEW, SMALL, Incoming, Losses
 from anywire.patterns.terms import largest, need_channels, of_the_wire
 from anywire.wires.plan import CONNECT_TIMEOUT, HANDSHAKE_TIMEOUT
 
@@ -65,8 +65,8 @@ class Subscription:
         """What each receive begins with."""
         if self._incoming.over is not None and not self._channel.closed:
             raise self._incoming.failure(operation)
-        if self._incoming.due():
-            self._tell(TAKEN)
+        if time.monotonic() >= self._incoming.report_at:
+            self._incoming.report()
 
     @overload
     async def recv(self, *, copy: Literal[True] = True, timeout: float | None = None) -> bytes: ...
@@ -79,21 +79,27 @@ class Subscription:
         Raises MessagesLost (once for each gap, and the next call goes on), EndOfChannel, PeerLost, TooSlow, TooLarge,
         TimedOut, Busy, ChannelClosed. Cancelling takes nothing: the message stays for the next call."""
         incoming = self._incoming
+        ahead = incoming.ahead
         self._before("recv")
-        while incoming.ahead:
-            message = incoming.ahead.popleft()
-            if incoming.is_message(message, "recv"):
-                return message if copy else memoryview(message)
         deadline = None if timeout is None else time.monotonic() + timeout
         try:
             while True:
-                got: Any
-                if copy:
-                    got = await self._channel.recv(timeout=timeout)
+                while ahead:
+                    message = ahead.popleft()
+                    if len(message) != SIZE or incoming.is_message(message, "recv"):
+                        incoming.size = len(message)
+                        return message if copy else memoryview(message)
+                if copy and incoming.size <= SMALL:
+                    ahead.extend(await self._channel.recv_many(FEW, timeout=timeout))
                 else:
-                    got = await self._channel.recv(copy=False, timeout=timeout)
-                if incoming.is_message(got, "recv"):
-                    return got  # type: ignore[no-any-return]
+                    got: Any
+                    if copy:
+                        got = await self._channel.recv(timeout=timeout)
+                    else:
+                        got = await self._channel.recv(copy=False, timeout=timeout)
+                    if incoming.is_message(got, "recv"):
+                        incoming.size = len(got)
+                        return got  # type: ignore[no-any-return]
                 if deadline is not None:
                     timeout = max(0.0, deadline - time.monotonic())
         except (EndOfChannel, PeerLost) as error:
@@ -122,6 +128,12 @@ class Subscription:
         return self
 
     async def __anext__(self) -> bytes:
+        incoming = self._incoming
+        if incoming.ahead and time.monotonic() < incoming.report_at:        # recv() in short, for the usual case
+            message = incoming.ahead.popleft()
+            if len(message) != SIZE:
+                return message
+            incoming.ahead.appendleft(message)
         try:
             return await self.recv()
         except EndOfChannel:
@@ -131,6 +143,7 @@ class Subscription:
         """Leave. The publisher goes on. Parameters: `timeout`, seconds for the polite end."""
         if not self.closed and self._incoming.over is None:
             self._tell(LEAVING)
+        self._incoming.ahead.clear()
         try:
             await self._channel.close(timeout=timeout)
         except PeerLost:
@@ -138,6 +151,7 @@ class Subscription:
 
     def abort(self) -> None:
         """Leave at once."""
+        self._incoming.ahead.clear()
         self._channel.abort()
 
     async def __aenter__(self) -> Self:

@@ -23,27 +23,22 @@ class _Turn:
 class Turns:
     """A line of tasks, of which the first one tries."""
 
-    __slots__ = ("_line",)
+    __slots__ = ("line",)
 
     def __init__(self) -> None:
-        self._line: collections.deque[_Turn] = collections.deque()
-
-    def __bool__(self) -> bool:
-        return bool(self._line)
-
-    def __len__(self) -> int:
-        return len(self._line)
+        self.line: collections.deque[_Turn] = collections.deque()
+        """Who waits. While it is not empty, others go behind."""
 
     async def until(self, attempt: Callable[[], bool]) -> None:
         """Wait until it is this task's turn and `attempt()`, tried at each `wake`, is true. Raises what that raises."""
         turn = _Turn()
-        self._line.append(turn)
+        self.line.append(turn)
         try:
-            while self._line[0] is not turn or not attempt():
+            while self.line[0] is not turn or not attempt():
                 turn.woken = asyncio.get_running_loop().create_future()
                 await turn.woken
         finally:
-            self._line.remove(turn)
+            self.line.remove(turn)
             self.wake()
 
     async def within(self, timeout: float | None, attempt: Callable[[], bool], address: object, operation: str) -> None:
@@ -61,7 +56,7 @@ class Turns:
 
     def wake(self) -> None:
         """Something changed: the first one tries again."""
-        if self._line:
-            woken = self._line[0].woken
+        if self.line:
+            woken = self.line[0].woken
             if woken is not None and not woken.done():
                 woken.set_result(None)
