@@ -1,4 +1,4 @@
-"""How fast does one publisher reach four subscribers in other processes? Beside pyzmq's PUB/SUB, also over Unix sockets.
+"""How fast does one publisher reach four subscribers in other processes? Beside pyzmq's PUB/SUB, both on Unix sockets.
 
 The publisher has one CPU, its four subscribers share the other one. It publishes as fast as it may for a while; the
 rate is what the slowest subscriber received, from the first send to its last message, and `lost` what it did not
