@@ -313,6 +313,8 @@ cdef class Outgoing:
         """A place in the pool became free on this side: the peer rings for nobody then."""
         cdef uint64_t one = 1
         if self.bell >= 0:
+            # As if the peer had rung: the receiving thread, if it takes the token, sees by the flag whose it was.
+            aw_awake_with_room(&self.ring)
             c_write(self.bell, &one, sizeof(one))
         if self.waker is not None:
             waker, self.waker = self.waker, None
