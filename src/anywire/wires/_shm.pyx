@@ -762,7 +762,8 @@ cdef class ShmEndpoint(MessageEndpoint):
         cdef aw_producer* ring = &self.out.ring
         self.want = WRITE
         self.need_room = need
-        if need != AW_AN_EXTENT and aw_has_room(ring, need) < 0:
+        # The whole ring for an extent: so its cursor is looked at there too, and nonsense in it can't pass for readiness.
+        if aw_has_room(ring, ring.size if need == AW_AN_EXTENT else need) < 0:
             self.spoiled(self.nonsense("the peer's cursor makes no sense"))
         if not self.asynchronous:
             return False
@@ -1092,10 +1093,10 @@ cdef class ShmEndpoint(MessageEndpoint):
             memcpy(words, record.data, length)   # a private copy: the peer can't change it after the check
             total = words[2] if kind == FIRST else words[1]
             if kind != NEXT:
-                if room >= 0 and total > <uint64_t> room:
-                    self.no_room(total, room)
                 if total > <uint64_t> self.max_message:
                     self.too_large(total)
+                if room >= 0 and total > <uint64_t> room:
+                    self.no_room(total, room)
             try:
                 if kind == NEXT and not self.incoming:
                     raise self.nonsense("a long message goes on that never began")
@@ -1251,10 +1252,10 @@ cdef class ShmEndpoint(MessageEndpoint):
             if r > 0 and record.kind == INLINE:
                 self.drop_incoming(inc)
                 n = record.length
-                if n > size:
-                    self.no_room(n, size)
                 if n > self.max_message:
                     self.too_large(n)
+                if n > size:
+                    self.no_room(n, size)
                 memcpy(p, record.data, n)
                 aw_advance(&inc.ring, record.length)
                 aw_release_records(&inc.ring)
