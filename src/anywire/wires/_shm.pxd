@@ -132,6 +132,7 @@ cdef class ShmEndpoint(MessageEndpoint):
     cdef int drain(self) except -1
     cdef int look(self) except -1
     cdef int lose(self) except -1
+    cdef object nonsense(self, object what)
     cdef int look_now_and_then(self) except -1
     cdef int share_slot(self, MessageEndpoint other) except -1
     cdef bint is_dead(self) noexcept

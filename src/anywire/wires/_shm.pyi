@@ -1,13 +1,25 @@
 from typing import Any
 
+from typing_extensions import Buffer
+
 from anywire.contract.address import Address
-from anywire.contract.endpoint import MessageEndpoint
+from anywire.contract.endpoint import Loan, MessageEndpoint
 from anywire.contract.peer import Peer
+from anywire.contract.waits import Steps
 from anywire.contract.wire import Wire
 
 VERSION: int
+F_SEAL_FUTURE_WRITE: int
 DATA_SEALS: int
 CONTROL_SEALS: int
+WAITING: dict[str, int]
+
+class Region: ...
+class ShmLoan(Loan): ...
+
+class View(Buffer):
+    def __buffer__(self, flags: int, /) -> memoryview: ...
+    def __release_buffer__(self, buffer: memoryview, /) -> None: ...
 
 class Outgoing:
     @property
@@ -59,3 +71,5 @@ class ShmEndpoint(MessageEndpoint):
         alone: bool,
     ) -> None: ...
     def give_socket_away(self) -> None: ...
+    def close_now(self) -> None: ...
+    def sign_steps(self, end: float, reading: bool) -> Steps[bool]: ...

@@ -652,7 +652,7 @@ cdef class ShmEndpoint(MessageEndpoint):
         if self.sock >= 0:
             c_shutdown(self.sock, SHUT_RDWR)
 
-    def nonsense(self, what):
+    cdef object nonsense(self, object what):
         return BadFrame(what, received=b"")
 
     # -- sending --------------------------------------------------------------------------------------------------------
