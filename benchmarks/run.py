@@ -25,6 +25,7 @@ SHORT = {
     "aio_ipc": ["--rounds", "3", "--seconds", "0.3"],
     "shm_blocking": ["--rounds", "3", "--seconds", "0.08"],
     "broadcast": ["--rounds", "3", "--seconds", "0.3"],
+    "multiprocessing_queues": ["--rounds", "3", "--seconds", "0.1"],
     "idle_connections": ["--rounds", "1"],
 }
 

@@ -393,9 +393,10 @@ def test_pools_and_executors(method: str) -> None:
 def test_a_pool_goes_on_when_a_worker_is_killed() -> None:
     with ours.get_context("fork").Pool(3) as pool:
         for _ in range(10):
-            victim = next(worker for worker in list(pool._pool) if worker.is_alive())
-            victim.kill()                   # it sleeps in a get, perhaps as the one who is woken next
-            victim.join()
+            victim = next((worker for worker in list(pool._pool) if worker.is_alive()), None)
+            if victim is not None:          # none: the pool hasn't replaced the last ones yet
+                victim.kill()               # it sleeps in a get, perhaps as the one who is woken next
+                victim.join()
             assert pool.apply_async(double, (4,)).get(timeout=20) == 8
 
 

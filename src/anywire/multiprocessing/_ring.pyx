@@ -20,6 +20,8 @@ from libc.errno cimport errno
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
+from anywire.contract.heap cimport keep_heap
+
 import copyreg
 import errno as errors
 import os
@@ -389,6 +391,7 @@ cdef class Ring:
         if error:
             raise OSError(error, "this system has no robust futexes (get_robust_list(2)), which these queues need")
         self.index = index
+        keep_heap()
         if not fcntl.fcntl(memory.fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK or length < PAGE:
             raise OSError(errors.EINVAL, "this descriptor is not the memory of a queue or pipe")
         place = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, memory.fd, 0)
@@ -966,25 +969,27 @@ cdef class Core:
         """Put an object. Waits only while `maxsize` objects are there: raises queue.Full when that lasts longer than
         `timeout` seconds, or at once unless `block`. Raises what pickling it raises; ValueError when closed."""
         cdef Message message
-        cdef int64_t deadline
+        cdef int64_t deadline, patience = self.patience
         cdef int result
         if self._closed:
             raise ValueError(f"Queue {self!r} is closed")
         self._used = True
+        if not block and patience > 100000:
+            patience = 100000
         try:
             message = of_object(obj)
         except Exception as error:
             self._not_pickled(error, obj)
             return
-        if self._buffer:
-            self._overflow(message.flat(), message.m.content, message.m.buffers, block, timeout)
-            return
-        result = put(self._writer.outgoing, message, self._writer.bell, self.most, self.patience)
+        if self._buffer and not self._caught_up(patience / 1e9):
+            result = MP_BUSY            # stay behind what waits
+        else:
+            result = self.try_put(message, patience, block)
         if result == MP_TIMEDOUT:
             deadline = deadline_of(timeout) if block else 0
             while result == MP_TIMEDOUT:
                 self.wait_slot(deadline)
-                result = put(self._writer.outgoing, message, self._writer.bell, self.most, self.patience)
+                result = self.try_put(message, patience, block)
             if deadline != MP_FOREVER:
                 timeout = (deadline - mp_now()) / 1e9
         if result == MP_OK:
@@ -996,6 +1001,23 @@ cdef class Core:
             self._overflow(message.flat(), message.m.content, message.m.buffers, block, timeout)
         else:
             self._no_reader()
+
+    cdef int try_put(self, Message message, int64_t patience, bint block) except -1:
+        """Put it into the ring, waiting for a reader as long as it goes on reading, at most about a second."""
+        cdef mp_ring *r = &self._writer.outgoing.r
+        cdef uint64_t tail = r.s.tail
+        cdef int result = put(self._writer.outgoing, message, self._writer.bell, self.most, patience)
+        cdef int64_t end
+        if result == MP_BUSY and block and message.m.total < r.size // 4:
+            end = mp_now() + 1000000000
+            while result == MP_BUSY and r.s.tail != tail and mp_now() < end:
+                tail = r.s.tail
+                result = put(self._writer.outgoing, message, self._writer.bell, self.most, patience)
+        return result
+
+    def _reading(self):
+        """A number that changes while somebody reads."""
+        return self._writer.outgoing.r.s.tail
 
     cdef int wait_slot(self, int64_t deadline) except -1:
         """Wait until fewer than `maxsize` may be there; raises Full at the deadline (0: now)."""

@@ -5,10 +5,11 @@ by inheritance), `maxsize` counted in objects, and that a put never waits for a 
 
 What is different:
 
-- There is no feeder thread, until the ring is full. Then a put looks for room for at most 5 ms (less where that was in
-  vain) and leaves the object to a thread of its process, which is the standard library's feeder: `close`,
-  `join_thread`, `cancel_join_thread` and the end of the process treat it as they do there. So a program that puts
-  100 MB and starts the reader later works, and one whose reader keeps up has no second thread.
+- There is no feeder thread, until the ring is full. Then a put waits while its reader reads (at most a second; 5 ms
+  for one that doesn't, less where that was in vain), and leaves the object to a thread of its process, which is the
+  standard library's feeder: `close`, `join_thread`, `cancel_join_thread` and the end of the process treat it as they
+  do there. So a program that puts 100 MB and starts the reader later works, and one whose reader keeps up has no
+  second thread.
 - Therefore an object is pickled by `put`, which raises what pickling raises, and later changes of it are not sent.
 - Buffers of 1 KiB or more that support pickle's protocol 5 (NumPy arrays, PickleBuffer) are not pickled: they are
   copied into shared memory as they are, and out of it into a buffer of their own.
@@ -26,6 +27,7 @@ import errno
 import os
 import queue
 import threading
+import time
 import weakref
 from multiprocessing import context, queues, util
 from multiprocessing.reduction import DupFd
@@ -128,6 +130,7 @@ class Queue(Core, queues.Queue):  # type: ignore[type-arg]
         self._joincancelled = False
         self._closed = False
         self._used = False
+        self._waits = False
         self._close: Any = None
         self._slot_forget()
 
@@ -148,6 +151,20 @@ class Queue(Core, queues.Queue):  # type: ignore[type-arg]
         # Too many processes have feeders: wait for room.
         while not self._put_flat(data, content, buffers, False, 1.0):
             pass
+
+    def _caught_up(self, patience: float) -> bool:
+        """Whether what waits in the feeder has gone, before nothing was read for `patience` seconds. So a writer that
+        is faster than its reader waits for it, up to a second, instead of piling up its messages."""
+        if self._pid != os.getpid():    # forked by os.fork(), which tells nobody
+            self._reset()
+        deadline = time.monotonic() + 1
+        with self._changed:
+            while self._buffer:
+                before = self._reading()
+                self._waits = True
+                if not self._changed.wait(patience) and (before == self._reading() or time.monotonic() > deadline):
+                    return not self._buffer
+        return True
 
     def _start_thread(self) -> bool:
         """Start the feeder, with `_changed` held. Whether it got a place to count its messages."""
@@ -201,6 +218,10 @@ class Queue(Core, queues.Queue):  # type: ignore[type-arg]
                 while not self._put_flat(data, content, buffers, True, STALLED):
                     self._wait_room(len(data), 1.0)
                 buffer.popleft()        # only now: while it is there, puts stay behind it
+                if not buffer and self._waits:
+                    with changed:
+                        self._waits = False
+                        changed.notify_all()
         except BrokenPipeError as error:
             buffer.clear()
             if not self._ignore_epipe and not util.is_exiting():
