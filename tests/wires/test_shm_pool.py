@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import sys
 import uuid
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import anywire
+from anywire import sync
 
 TURN = 2 << 20          # bytes that are lent in turn: _shm.pyx
 
@@ -21,6 +24,8 @@ async def pair(**options: Any) -> AsyncIterator[tuple[Any, Any]]:
         accepting = asyncio.ensure_future(listener.accept())
         async with anywire.connect(address, **options) as one, await accepting as other:
             yield one, other
+            one.abort()             # closing would wait for the other, which is next
+            other.abort()
 
 
 def place(loan: Any) -> int:
@@ -87,3 +92,50 @@ def test_what_is_still_held_is_passed_over_and_every_place_is_found() -> None:
             assert await passed(one, other, 4 << 20) == min(places)
 
     asyncio.run(main())
+
+
+@contextmanager
+def blocking_pair(**options: Any) -> Iterator[tuple[Any, Any]]:
+    with sync.listen(f"shm://pool-{uuid.uuid4().hex}?waiting=spin") as listener, ThreadPoolExecutor(1) as beside:
+        accepting = beside.submit(listener.accept)
+        with sync.connect(listener.addresses[0], **options) as one, accepting.result() as other:
+            yield one, other
+            one.abort()
+            other.abort()
+
+
+def test_a_full_pool_gives_private_memory_also_where_a_loan_looks_for_a_place_first() -> None:
+    """The blocking front looks for what the receiver may return, but not for what only this side can give back."""
+    with blocking_pair(pool=1 << 20) as (one, other):
+        held = [one.loan(256 << 10) for _ in range(4)]
+        front = place(held[0])
+        assert place(one.loan(256 << 10)) not in range(front, front + (1 << 20))
+        one.send(held[2])
+        view = other.recv(copy=False)
+        del held[2]
+        view.release()
+        assert place(one.loan(256 << 10)) == front + (512 << 10)
+
+
+def test_a_loan_finds_what_the_receiver_gives_back_meanwhile() -> None:
+    """Whoever streams large loans must not fall back to copies each time he is quicker than the receiver."""
+    nbytes, interval = 16 << 20, sys.getswitchinterval()
+    with blocking_pair(pool=2 * nbytes) as (one, other), ThreadPoolExecutor(1) as beside:
+        beside.submit(int).result()                 # its thread exists
+        found = tries = 0
+        while not found and tries < 500:
+            tries += 1
+            held = one.loan(nbytes)                 # never sent
+            one.send(one.loan(nbytes))
+            view, before = other.recv(copy=False), one.endpoint.private_loans
+            # The other thread can't run until this one lets go of the GIL: while it looks, and not before.
+            sys.setswitchinterval(100)
+            try:
+                released = beside.submit(view.release)
+                loan = one.loan(nbytes)
+            finally:
+                sys.setswitchinterval(interval)
+            released.result()
+            found = one.endpoint.private_loans == before
+            del held, loan
+        assert found

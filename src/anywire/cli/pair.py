@@ -268,6 +268,7 @@ class Pair(Children):
         what = (phase, size, *more.items())
         count = self.counts.get(what)
         if count is None:                   # warm up, and see how fast it is
+            self.phase(phase, size, 8, **more)      # the first messages find their memory
             count = 4
             while (took := self.phase(phase, size, count, **more)["seconds"]) < seconds / 8:
                 count = max(count * 2, min(count * 16, int(count * seconds / 4 / took)))

@@ -130,6 +130,7 @@ cdef class ShmEndpoint(MessageEndpoint):
     cdef uint64_t missing(self) noexcept
     cdef void ring_peer(self) noexcept
     cdef int drain(self) except -1
+    cdef Py_ssize_t lend_soon(self, Outgoing out, size_t nbytes) except -2
     cdef int look(self) except -1
     cdef int lose(self) except -1
     cdef object nonsense(self, object what)

@@ -192,6 +192,7 @@ cdef enum:                         # kinds of records
 cdef enum:                         # `waiting`
     SLEEP, ADAPTIVE, SPIN
 
+cdef uint64_t COPIED = 8           # bytes that one CPU copies in a nanosecond, about
 cdef uint64_t LONGEST_SPIN = 60000 # nanoseconds; sleeping and waking costs about 45 microseconds
 WAITING = {"sleep": SLEEP, "adaptive": ADAPTIVE, "spin": SPIN}
 
@@ -978,6 +979,8 @@ cdef class ShmEndpoint(MessageEndpoint):
             frees = self.out.frees
             self.collect(self.out)
             unit = self.out.lend(nbytes)
+            if unit < 0:
+                unit = self.lend_soon(self.out, nbytes)
             if self.out.frees != frees:
                 self.out.wake_sender()           # what was collected here rings for nobody again
         if unit < 0:
@@ -989,6 +992,31 @@ cdef class ShmEndpoint(MessageEndpoint):
         loan.memory = self.out.pool + <size_t> unit * UNIT
         self.out.extents[self.out.find(loan.unit)].loan = <void*> loan
         return loan
+
+    cdef Py_ssize_t lend_soon(self, Outgoing out, size_t nbytes) except -2:
+        """As Outgoing.lend, on the blocking front, when the pool is full: the receiver may be about to return something.
+
+        Looks for as long as the copy would take that private memory costs: so it costs twice that at most, and never waits
+        for what only this side can give back."""
+        cdef uint64_t now, end
+        cdef Py_ssize_t unit = -1
+        cdef bint came
+        if self.asynchronous or self.gone or nbytes > out.pool_size or self.waiting == SLEEP or (
+                self.waiting == ADAPTIVE and self.alone):
+            return -1
+        now = aw_now()
+        end = now + nbytes // COPIED
+        while unit < 0 and now < end:
+            with nogil:
+                came = aw_spin(NULL, &out.ring, AW_AN_EXTENT, min(end - now, <uint64_t> 500000))
+            PyErr_CheckSignals()
+            if self.broken or self.closed or self.out is not out:
+                return -1
+            if came:
+                self.collect(out)
+                unit = out.lend(nbytes)
+            now = aw_now()
+        return unit
 
     # -- receiving ------------------------------------------------------------------------------------------------------
 
