@@ -1,6 +1,6 @@
 """kill -9, thousands of times: what the survivor was told against what really arrived.
 
-    python evidence/kills.py [--kills 500] [--wires tcp,unix,seqpacket,fifo,pipe]
+    python evidence/kills.py [--kills 500] [--wires tcp,unix,seqpacket,fifo,pipe,shm]
 
 Each round starts a receiver in a process of its own, floods it with numbered messages of random sizes, and kills it
 with SIGKILL at a random moment. The receiver counts in shared memory what its application was handed, so the truth
@@ -8,6 +8,10 @@ survives it. Checked each time: the sender gets PeerLost; messages accepted <= m
 (nothing is lost silently), and what was confirmed was handed over (`accepted - unconfirmed <= handed over`); every
 answer that came is whole and in order; the sender knew within 100 ms; afterwards it holds no descriptor more than
 before.
+
+shm counts what is handed over in memory that survives, so there `unconfirmed` must be exact, to the one message that
+the victim had in its hands; and nothing is left of it: no mapping here, nothing in /dev/shm, no socket's name. What the
+victim had published is still received in order: its answers, after its death.
 
 fifo is `?reply=true`: one way, nothing tells what a reader took. On seqpacket nothing confirms either, so there
 `unconfirmed` is all that was accepted; that the loss is told at once holds there too.
@@ -59,7 +63,12 @@ def start(wire: str, shared: mmap.mmap, answers: bool) -> tuple[int, anywire.syn
     if wire == "fifo":
         return start_fifo(shared, answers)
     unix = f"unix:@anywire-kills-{os.getpid()}"
-    address = {"tcp": "tcp://127.0.0.1:0", "unix": unix, "seqpacket": f"{unix}-packets?type=seqpacket"}[wire]
+    address = {
+        "tcp": "tcp://127.0.0.1:0",
+        "unix": unix,
+        "seqpacket": f"{unix}-packets?type=seqpacket",
+        "shm": f"shm://anywire-kills-{os.getpid()}?pool=1MiB&ring=64KiB",
+    }[wire]
     reading, writing = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -99,7 +108,7 @@ def one(wire: str, seed: int, shared: mmap.mmap) -> dict[str, float]:
         killed[:8] = struct.pack("<d", time.monotonic())
         os._exit(0)
     accepted = 0
-    answered = 0
+    answered = -1
     body = bytes(LARGEST)
     try:
         while True:
@@ -109,22 +118,46 @@ def one(wire: str, seed: int, shared: mmap.mmap) -> dict[str, float]:
             if answers and accepted % 50 == 0:
                 for answer in drain(channel):
                     (number,) = COUNT.unpack(answer)
-                    assert number % 7 == 6 and number >= answered, (number, answered)
+                    assert number % 7 == 6 and number > answered, (number, answered)
                     answered = number
     except PeerLost as error:
         knew = time.monotonic()
         unconfirmed = error.unconfirmed
     os.waitpid(killer, 0)
     _, status = os.waitpid(pid, 0)
+    if wire == "shm":
+        unconfirmed_at_last, answered = last_words(channel, answered)
+        assert unconfirmed_at_last == unconfirmed, (unconfirmed_at_last, unconfirmed)
     channel.abort()
     (when,) = struct.unpack("<d", killed[:8])
     killed.close()
     (handed_over,) = COUNT.unpack(shared[:8])
     assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL, status
     # The message whose send raised may have gone in part: it is not accepted, and `unconfirmed` may count it.
-    assert accepted <= handed_over + unconfirmed, (accepted, handed_over, unconfirmed)
-    assert accepted - unconfirmed <= handed_over, (accepted, handed_over, unconfirmed)
+    # On shm a message counts as taken at once, and the victim may have died with it in its hands.
+    in_hands = wire == "shm"
+    assert accepted <= handed_over + unconfirmed + in_hands, (accepted, handed_over, unconfirmed)
+    assert accepted - unconfirmed <= handed_over + in_hands, (accepted, handed_over, unconfirmed)
+    if wire == "shm":
+        assert handed_over <= accepted - unconfirmed <= handed_over + 1, (accepted, handed_over, unconfirmed)
+        assert not answers or handed_over - 14 <= answered <= handed_over, (answered, handed_over)
+        with open("/proc/self/maps") as maps:
+            assert "anywire-shm" not in maps.read()
+        with open("/proc/net/unix") as sockets:
+            assert f"anywire/shm/anywire-kills-{os.getpid()}" not in sockets.read()
+        assert not any("anywire" in name for name in os.listdir("/dev/shm"))
     return {"accepted": accepted, "unconfirmed": unconfirmed, "knew": knew - when}
+
+
+def last_words(channel: anywire.sync.Channel, answered: int) -> tuple[int, int]:
+    """What a dead victim had published: (unconfirmed, as the loss says after it; the last answer)."""
+    try:
+        while True:
+            (number,) = COUNT.unpack(channel.recv())
+            assert number == (answered + 7 if answered >= 0 else 6), (number, answered)
+            answered = number
+    except PeerLost as error:
+        return error.unconfirmed, answered
 
 
 def drain(channel: anywire.sync.Channel) -> list[bytes]:
@@ -138,7 +171,7 @@ def drain(channel: anywire.sync.Channel) -> list[bytes]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=500, help="for each wire (500)")
-    parser.add_argument("--wires", default="tcp,unix,seqpacket,fifo,pipe")
+    parser.add_argument("--wires", default="tcp,unix,seqpacket,fifo,pipe,shm")
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
     shared = mmap.mmap(-1, 4096)

@@ -22,6 +22,7 @@ ADDRESSES = {
     "inproc": "inproc://leaks",
     "unix": f"unix:@anywire-leaks-{os.getpid()}",
     "seqpacket": f"unix:@anywire-leaks-{os.getpid()}?type=seqpacket",
+    "shm": f"shm://anywire-leaks-{os.getpid()}?pool=1MiB",
     "fifo": "fifo://{directory}/leaks?reply=true",
     "fifo-one-way": "fifo://{directory}/leaks",
     "fifo-many": "fifo://{directory}/leaks?writers=many",

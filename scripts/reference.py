@@ -34,6 +34,7 @@ EXAMPLES = {
     "pipe": ("pipe:?read=3&write=4",),
     "fifo": ("fifo:///run/x", "fifo:///run/x?reply=true", "fifo:///run/x?writers=many"),
     "unix": ("unix:///run/x", "unix:///run/x?type=seqpacket"),
+    "shm": ("shm://name",),
     "tcp": ("tcp://host:1",),
     "tls": ("tls://host:1",),
     "udp": ("udp://host:1",),

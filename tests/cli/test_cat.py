@@ -22,7 +22,13 @@ from anywire.contract.address import Address
 from anywire.contract.errors import EndOfChannel, PeerLost, TimedOut
 from anywire.contract.wire import wire_for
 
-WIRES = ["tcp://127.0.0.1:0", "unix://{tmp}/s", "unix:@anywire-cat-test-{pid}", "unix://{tmp}/q?type=seqpacket"]
+WIRES = [
+    "tcp://127.0.0.1:0",
+    "unix://{tmp}/s",
+    "unix:@anywire-cat-test-{pid}",
+    "unix://{tmp}/q?type=seqpacket",
+    "shm://anywire-cat-test-{pid}",
+]
 
 
 @pytest.fixture(params=WIRES)

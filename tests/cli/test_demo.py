@@ -81,7 +81,7 @@ def test_a_short_run_keeps_every_promise_and_says_so_in_json(tree: Path, tempora
     assert outcome["material"]["bytes"] == sum(file.stat().st_size for file in tree.rglob("file*"))
     assert outcome["machine"]["cores"] >= 1
     wires = {wire["name"]: wire for wire in outcome["wires"]}
-    assert {"tcp", "unix", "inproc", *PEERS} <= {name for name, wire in wires.items() if wire["took_part"]}
+    assert {"tcp", "unix", "shm", "inproc", *PEERS} <= {name for name, wire in wires.items() if wire["took_part"]}
     assert set(known_schemes()) <= set(wires)
     for name, wire in wires.items():
         assert wire["error"] == ""

@@ -85,8 +85,8 @@ def descriptors() -> list[str]:
 
 def missing(address: anywire.Address) -> str:
     """An address of the same wire where nobody listens."""
-    if address.scheme == "inproc":
-        return "inproc://nobody-listens-here"
+    if address.scheme in ("inproc", "shm"):
+        return f"{address.scheme}://nobody-listens-here"
     if address.scheme == "fifo":
         return f"fifo://{address.path}-nobody-listens-here?reply=true"
     return "unix:@anywire-nobody-listens-here" if address.scheme == "unix" else f"{address.scheme}://127.0.0.1:1"

@@ -18,6 +18,7 @@ WIRES = {
     "inproc": "inproc://leaks",
     "unix": "unix:@anywire-leaks-{pid}",
     "seqpacket": "unix:@anywire-leaks-{pid}?type=seqpacket",
+    "shm": "shm://anywire-leaks-{pid}?pool=1MiB",
     "fifo": "fifo://{directory}/leaks?reply=true",
     "fifo-one-way": "fifo://{directory}/leaks",
     "fifo-many": "fifo://{directory}/leaks?writers=many",
@@ -26,7 +27,7 @@ WIRES = {
     "udp": "udp",
     "pipe": "pipe",
 }
-SLOWER = {"tls": 3, "udp": 2, "pipe": 2, "fifo-one-way": 2, "fifo-many": 4}
+SLOWER = {"tls": 3, "shm": 2, "udp": 2, "pipe": 2, "fifo-one-way": 2, "fifo-many": 4}
 """By how much fewer cycles are made of these, so that the tests stay short."""
 # One arena, and a fixed size from which malloc(3) maps: else freed memory stays resident, more or less by chance.
 STEADY = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "131072"}

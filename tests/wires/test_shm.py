@@ -836,6 +836,7 @@ def test_an_awaited_receive_looks_first():
     asyncio.run(main())
 
 
+@pytest.mark.no_sanitize
 def test_on_one_cpu_it_is_correct_and_does_not_spin():
     """Both sides on one CPU: whoever spins keeps the other from answering, so nobody may."""
     cpus = os.sched_getaffinity(0)
@@ -879,6 +880,7 @@ while True:
 """
 
 
+@pytest.mark.no_sanitize
 @pytest.mark.parametrize("front", ["async", "blocking"])
 def test_idle_costs_nothing(front):
     """The other process is woken by nothing but our message, and used no CPU between."""

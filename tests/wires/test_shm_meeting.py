@@ -488,6 +488,8 @@ with sync.serve(print, sys.argv[1].replace("shm:", "shm+unix:"), pool="1MiB"):
         ("waiting", "sometimes", "adaptive"),
         ("spin_us", -1, "microseconds"),
         ("spin_us", 1e7, "microseconds"),
+        ("spin_us", "soon", "microseconds"),
+        ("spin_us", [], "microseconds"),
     ],
 )
 def test_options_that_make_no_sense(option, value, reason):

@@ -88,7 +88,10 @@ def pool_size(value: Any) -> int:
 
 def microseconds(value: Any) -> float:
     """A time in microseconds, 0 or more."""
-    time_us = float(value)
+    try:
+        time_us = float(value)
+    except (TypeError, ValueError):
+        time_us = -1.0
     if not 0 <= time_us <= 1e6:
         raise ValueError("microseconds, from 0 to 1000000")
     return time_us

@@ -63,6 +63,8 @@ def places(directory: Path, wanted: Iterable[str] | None = None) -> list[Place]:
         Place("tcp", "tcp://127.0.0.1:0"),
         Place("tls", "tls://127.0.0.1:0", "its own throwaway certificates"),
         Place("unix", f"unix://{directory}/stream"),
+        Place("shm", f"shm://{directory.name}"),
+        Place("shm+unix", "", reason="shm, with the socket to fall back on; nothing keeps it from shared memory here"),
         Place("seqpacket", f"unix://{directory}/packets?type=seqpacket", "a unix socket with ?type=seqpacket"),
         Place("pipe", PIPE, "both ends connect: a pipe has no listener"),
         Place("fifo", f"fifo://{directory}/both?reply=true", "with ?reply=true"),
@@ -72,7 +74,8 @@ def places(directory: Path, wanted: Iterable[str] | None = None) -> list[Place]:
         Place("udp", "udp://127.0.0.1:0?idle_timeout=0.3", "with ?idle_timeout=0.3"),
         Place("inproc", "inproc://demo", THREAD_NOTE, threaded=True),
     ]
-    known = {Address.parse(place.listen).scheme for place in table if place.listen != PIPE} | {"pipe"}
+    known = {Address.parse(place.listen).scheme for place in table if place.listen not in (PIPE, "")}
+    known |= {"pipe", "shm+unix"}
     table += [
         Place(scheme, "", reason="registered here, but the demo knows no address for it")
         for scheme in known_schemes() if scheme not in known
@@ -106,5 +109,5 @@ def _why_not(place: Place, directory: Path) -> str:
 def names() -> list[str]:
     """What may be asked for by name."""
     return list(dict.fromkeys([
-        "tcp", "tls", "unix", "seqpacket", "pipe", "fifo", "udp", "inproc", *known_schemes(),
+        "tcp", "tls", "unix", "shm", "seqpacket", "pipe", "fifo", "udp", "inproc", *known_schemes(),
     ]))

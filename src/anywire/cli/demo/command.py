@@ -35,7 +35,7 @@ from anywire.contract import counters
 
 KILL_S, CANCEL_S, START_S = 0.6, 1.0, 1.5      # seconds that these take, about: only to divide the time
 WHOLE_S = 25.0                                 # with so much time, promises are shown over every wire
-PREFERRED = ("unix", "tcp", "tls", "pipe", "seqpacket", "fifo", "inproc")
+PREFERRED = ("unix", "shm", "tcp", "tls", "pipe", "seqpacket", "fifo", "inproc")
 
 
 class Screen:

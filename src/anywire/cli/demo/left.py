@@ -72,7 +72,7 @@ class Before:
             "processes": processes,
             "descriptors": descriptors + [f"server: {what}" for what in in_server],
             "files": files,
-            "names": [*_unix_names(str(directory)), *_ports(addresses)],
+            "names": [*_unix_names(str(directory)), *_unix_names(f"/shm/{directory.name}"), *_ports(addresses)],
         }
 
 
