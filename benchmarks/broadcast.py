@@ -28,7 +28,9 @@ SIZES = (1 << 10, 64 << 10, 1 << 20)
 PAIRS = {"anywire asyncio": "pyzmq asyncio, no drops", "anywire blocking": "pyzmq, no drops"}
 DROPPING = "pyzmq, dropping"
 LAST = b"the last one"
-MARK = 1000                         # ZeroMQ's default high-water mark, in messages
+MARK = 1000
+"""ZeroMQ's default high-water mark, in messages, on each side. Both libraries get the same depth: subscribers that
+share a CPU run one after the other, and what one can take in its slice of time is what waits for it."""
 
 
 def say(*words: object) -> None:
@@ -47,7 +49,7 @@ def orders() -> Any:
 
 async def publish_asyncio(address: str) -> None:
     anywire = importlib.import_module("anywire")
-    async with anywire.publish(address) as publisher:
+    async with anywire.publish(address, depth=2 * MARK) as publisher:
         say("READY")
         while len(publisher.subscribers) < SUBSCRIBERS:
             await asyncio.sleep(0.01)
@@ -78,7 +80,7 @@ async def subscribe_asyncio(address: str) -> None:
 
 def publish_blocking(address: str) -> None:
     sync = importlib.import_module("anywire.sync")
-    with sync.publish(address) as publisher:
+    with sync.publish(address, depth=2 * MARK) as publisher:
         say("READY")
         while len(publisher.subscribers) < SUBSCRIBERS:
             time.sleep(0.01)

@@ -12,6 +12,7 @@ import pattern_roles as roles
 import pytest
 from conformance.fronts import ABANDONED
 from conformance.roles import message, number_of
+from conformance.wires import client_address
 from pattern_world import WIRES, Many, until
 
 import anywire
@@ -206,6 +207,41 @@ async def test_a_slow_subscriber_is_not_taken_for_a_stopped_one(many: Many) -> N
         rest = peer.start(roles.take_numbers)
         await publisher.send(message(sent, SMALL))
     assert await rest == list(range(12, sent + 1))
+
+
+@pytest.mark.only(wires=["unix", "tcp", "shm"])
+async def test_a_publisher_that_was_stopped_itself_blames_nobody_for_it(many: Many) -> None:
+    peer, address = await many.publisher(stall_timeout=0.6, depth=10)
+    async with many.subscribe(address) as subscription:
+        count = 12000
+        sending = peer.start(roles.publish_numbers, 0, count, SMALL)
+        assert number_of(await subscription.recv()) == 0
+        await asyncio.sleep(0.1)                    # what its channel holds is full
+        await peer.freeze()
+        await asyncio.sleep(1.0)
+        peer.signal(signal.SIGCONT)
+        await asyncio.sleep(0.05)
+        for number in range(1, count):
+            assert number_of(await subscription.recv()) == number
+        await sending
+
+
+@pytest.mark.only(wires=["unix", "tls", "inproc"])
+async def test_authorize_and_waiting_for_the_publisher(many: Many) -> None:
+    asked: list[Any] = []
+    address = await many.free_address()
+    peer = await many.peer()
+    options = many.client_options(wait=20)
+    subscribing = peer.start(roles.subscribe, client_address(address), **options)
+    await asyncio.sleep(0.05)
+    async with many.publish(address, authorize=lambda peer: asked.append(peer) or len(asked) != 2) as publisher:
+        await subscribing
+        assert len(publisher.subscribers) == len(asked) == 1
+        with pytest.raises(anywire.Refused if many.setup.name != "inproc" else anywire.AnywireError):
+            async with many.subscribe(many.client(publisher)):
+                pass
+        await publisher.send(message(0))
+        assert await peer.call(roles.take_numbers, 1) == [0]
 
 
 async def test_a_message_over_a_subscribers_limit_drops_it_alone_and_tells_it(many: Many) -> None:

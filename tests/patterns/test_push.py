@@ -127,6 +127,22 @@ async def test_a_slow_puller_slows_nobody_else(many: Many) -> None:
     assert jobs.lost == 4
 
 
+async def test_what_waits_at_a_pull_end_is_bounded_in_bytes(many: Many) -> None:
+    size = 100 << 10 if many.setup.name == "seqpacket" else 1 << 20
+    async with many.pull(listen=True, max_message=size) as results:
+        pusher = await many.pusher(many.client(results), prefetch=1000)
+        count = (60 << 20) // size
+        sending = pusher.start(roles.push_numbers, list(range(count)), size)
+        taken = []
+        while len(taken) < count:
+            taken.append(number_of(await results.recv()))
+            assert results.stats().waiting * size <= 33 << 20
+            if len(taken) % 10 == 0:
+                await asyncio.sleep(0.002)          # so that it is the pull end that is slow
+        assert taken == list(range(count))
+        await sending
+
+
 # -- losses ---
 
 
@@ -404,3 +420,56 @@ async def test_no_cpu_while_idle(many: Many) -> None:
         assert await peer.call(roles.switches, 1.0) <= 5
         waiting.cancel()
         await asyncio.wait([waiting])
+
+
+@pytest.mark.only(wires=["unix", "inproc"], fronts=["blocking"])
+async def test_threads_share_a_blocking_end_and_a_close_wakes_who_waits(many: Many) -> None:
+    run = many.front.threads.run
+    async with many.push(prefetch=10) as jobs:
+        async with many.pull(many.client(jobs)) as inbox:
+
+            def send(thread: int) -> None:
+                for number in range(500):
+                    jobs.inner.send(message(thread * 1000 + number))
+
+            def receive() -> list[int]:
+                taken = []
+                try:
+                    while True:
+                        taken.append(number_of(inbox.inner.recv()))
+                except anywire.ChannelClosed:
+                    return taken
+
+            receiving = [asyncio.ensure_future(run(receive)) for _ in range(3)]
+            await asyncio.gather(*(run(send, thread) for thread in range(4)))
+            await until(lambda: jobs.unconfirmed == 0)
+        taken = sorted(itertools.chain(*await asyncio.gather(*receiving)))
+        assert taken == sorted(thread * 1000 + number for thread in range(4) for number in range(500))
+        waiting = asyncio.ensure_future(run(jobs.inner.send, b"nobody is there"))
+        await until(lambda: jobs.inner._inner._turns.line)
+    with pytest.raises(anywire.ChannelClosed):
+        await waiting
+
+
+@pytest.mark.only(wires=["unix"], fronts=["blocking"])
+async def test_a_callback_may_send_again_and_may_not_wait(many: Many) -> None:
+    refused: list[str] = []
+
+    def on_loss(peer: Any, messages: list[bytes]) -> None:
+        try:
+            jobs.inner.send(messages[0])
+        except RuntimeError as error:
+            refused.append(str(error))
+            assert jobs.inner.try_send(messages[0])
+
+    async with many.push(prefetch=1, on_loss=on_loss) as jobs:
+        victim = await many.puller(many.client(jobs))
+        await jobs.send(message(7))
+        other = await many.puller(many.client(jobs))
+        await jobs.send(message(8))
+        taking = other.start(roles.take_numbers)
+        await until(lambda: jobs.unconfirmed == 1)
+        victim.kill()
+        await until(lambda: jobs.stats().died == 1)
+    assert sorted(await taking) in ([7, 8], [8])
+    assert all("use try_send" in text for text in refused)

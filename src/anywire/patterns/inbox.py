@@ -13,6 +13,8 @@ import collections
 import threading
 import time
 
+MOST_BYTES = 16 << 20
+"""Bytes of one pusher that wait here before it is not read any more."""
 SOON = 0.001
 """Seconds; a caller that was away for longer has its messages confirmed at once when it comes back."""
 
@@ -20,11 +22,14 @@ SOON = 0.001
 class Giver:
     """One pusher: what came from it."""
 
-    __slots__ = ("done", "messages", "over", "taken", "told", "window")
+    __slots__ = ("done", "full", "messages", "nbytes", "over", "taken", "told", "window")
 
     def __init__(self, window: int) -> None:
         self.window = window
         self.messages: collections.deque[bytes] = collections.deque()
+        self.nbytes = 0
+        self.full = False
+        """So many bytes wait that its channel is to be read no further."""
         self.taken = 0
         self.done = 0
         """How many of these the caller came back from."""
@@ -42,6 +47,7 @@ class Inbox:
         self._owed: set[Giver] = set()
         self._telling: set[Giver] = set()
         self._due = False
+        self._relieved = False
         self._taken_at = 0.0
         self._back: collections.deque[bytes] = collections.deque()
         self._lock = threading.Lock()
@@ -56,6 +62,8 @@ class Inbox:
                 return True
             had = bool(giver.messages)
             giver.messages.extend(messages)
+            giver.nbytes += sum(map(len, messages))
+            giver.full = giver.nbytes > MOST_BYTES
             self.received += len(messages)
             if not had:
                 self._ready.append(giver)
@@ -69,8 +77,13 @@ class Inbox:
                 out.append(self._back.popleft())
             while self._ready and len(out) < limit:
                 giver = self._ready.popleft()
-                out.append(giver.messages.popleft())
+                message = giver.messages.popleft()
+                out.append(message)
                 giver.taken += 1
+                giver.nbytes -= len(message)
+                if giver.full and giver.nbytes <= MOST_BYTES // 2:
+                    giver.full = False
+                    self._relieved = True
                 if giver.messages:
                     self._ready.append(giver)
                 if not giver.over:
@@ -87,7 +100,13 @@ class Inbox:
             self._back.extendleft(reversed(messages))
 
     def settle(self) -> bool:
-        """The caller comes back: whether pushers are to be told now (much is owed, nothing is here, or it was away)."""
+        """The caller comes back: whether pushers are to be attended to now.
+
+        They are to be told what was taken when much is owed, nothing is here, or the caller was away; and who was full
+        is to be read again."""
+        if self._relieved:
+            self._relieved = False
+            self._due = True
         if not self._owed:
             return False
         with self._lock:

@@ -142,6 +142,7 @@ class Publisher:
         self._turns = Turns()
         self._burst = 0
         self._timer: asyncio.TimerHandle | None = None
+        self._look_at = 0.0
         self._started = self._closing = self._closed = False
         self._counts = dict.fromkeys(("joined", "left", "died", "stalled", "dropped", "refused"), 0)
 
@@ -297,13 +298,20 @@ class Publisher:
         self._timer = None
         now = time.monotonic()
         behind = [one for one in self._subscribers.values() if not one.place.idle]
+        if now > self._look_at + self._stall_timeout / 4:
+            # This process was stopped, or its loop: what they took meanwhile was not heard. They get their time again.
+            for subscriber in behind:
+                subscriber.place.since = now
         for subscriber in behind:
             if now - subscriber.place.since >= self._stall_timeout:
                 self._stall(subscriber)
         left = [one.place.since for one in behind if not one.place.gone]
         if left and not self._closed:
-            loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(max(0.001, min(left) + self._stall_timeout - now), self._watch_stalls)
+            self._look_in(max(0.001, min(left) + self._stall_timeout - now))
+
+    def _look_in(self, seconds: float) -> None:
+        self._look_at = time.monotonic() + seconds
+        self._timer = asyncio.get_running_loop().call_later(seconds, self._watch_stalls)
 
     def _stall(self, subscriber: _Subscriber) -> None:
         log.warning(
@@ -325,8 +333,7 @@ class Publisher:
             if subscriber is not None:
                 subscriber.wake()
         if self._timer is None and self.mode == "reliable":
-            loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(self._stall_timeout, self._watch_stalls)
+            self._look_in(self._stall_timeout)
 
     # -- sending ------------------------------------------------------------------------------------------------------
 

@@ -31,6 +31,9 @@ from anywire.wires.plan import CONNECT_TIMEOUT, HANDSHAKE_TIMEOUT
 
 log = logging.getLogger("anywire")
 
+FEW = 16
+"""Messages that are taken from a channel at a time, of whatever size they are."""
+
 
 @dataclass(frozen=True, slots=True)
 class PullStats:
@@ -51,12 +54,13 @@ class PullStats:
 
 
 class _Pusher:
-    __slots__ = ("channel", "giver", "literal", "telling")
+    __slots__ = ("channel", "giver", "literal", "room", "telling")
 
     def __init__(self, channel: Channel, window: int) -> None:
         self.channel = channel
         self.giver = Giver(window)
         self.literal = False
+        self.room: asyncio.Future[None] | None = None
         self.telling: asyncio.Task[None] | None = None
 
 
@@ -125,7 +129,7 @@ class Pull:
     async def _read(self, pusher: _Pusher) -> None:
         channel, giver = pusher.channel, pusher.giver
         while True:
-            batch = await channel.recv_many(giver.window + 2)
+            batch = await channel.recv_many(FEW)
             messages = []
             end = False
             for message in batch:
@@ -149,6 +153,9 @@ class Pull:
                 self._gone(pusher, "left", EndOfChannel("the push end has ended", address=channel.address))
                 return
             self._turns.wake()
+            while giver.full and not self._closing:
+                pusher.room = asyncio.get_running_loop().create_future()
+                await pusher.room
 
     def _gone(self, pusher: _Pusher, count: str, error: Exception) -> None:
         if self._pushers.pop(pusher.giver, None) is None:
@@ -166,7 +173,10 @@ class Pull:
     # -- receiving -----------------------------------------------------------------------------------------------------
 
     def _settle(self) -> None:
-        """Tell the pushers what was taken. On the loop's thread."""
+        """Tell the pushers what was taken, and read on where there is room again. On the loop's thread."""
+        for reading in self._pushers.values():
+            if reading.room is not None and not reading.giver.full and not reading.room.done():
+                reading.room.set_result(None)
         for giver in self._inbox.owed():
             pusher = self._pushers.get(giver)
             if pusher is None or pusher.telling is not None:
@@ -257,6 +267,9 @@ class Pull:
             return
         self._closing = True
         self._turns.wake()
+        for pusher in self._pushers.values():
+            if pusher.room is not None and not pusher.room.done():
+                pusher.room.set_result(None)
         limit = self._meeting.settings.close_timeout if timeout is None else timeout
         telling = [asyncio.create_task(self._leave(pusher, limit)) for pusher in self._pushers.values()]
         if telling:

@@ -4,18 +4,20 @@ Owns: that thread, from `Service()` to `stop`. A publisher must hear who joins, 
 something else, so the blocking front gives it one thread, whatever the number of peers; the async end runs there.
 
 What can go wrong: a fork: the child has no such thread, so every call there says Forked. An interrupt (Ctrl-C) while a
-call waits: what it waits for is cancelled, as a task is.
+call waits: what it waits for is cancelled, as a task is. A close in another thread: who waits gets ChannelClosed. A
+call from a callback that runs in that very thread, which would wait for itself: refused.
 """
 
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import os
 import threading
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
-from anywire.contract.errors import Forked
+from anywire.contract.errors import ChannelClosed, Forked
 
 T = TypeVar("T")
 
@@ -29,6 +31,8 @@ class Service:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name=name, daemon=True)
         self._nudged = False
+        self._stopping = False
+        self._lock = threading.Lock()
         self._thread.start()
 
     def check(self, operation: str) -> None:
@@ -56,13 +60,22 @@ class Service:
         running = there()
         try:
             self.check(operation)
-            future = asyncio.run_coroutine_threadsafe(running, self._loop)
+            if threading.get_ident() == self._thread.ident:
+                raise RuntimeError(
+                    f"{operation} {self._address}: a callback would wait for its own thread; use try_send there"
+                )
+            with self._lock:                    # what is scheduled before `_wind_up` is, is seen by it
+                if self._stopping:
+                    raise ChannelClosed(address=self._address, operation=operation)
+                future = asyncio.run_coroutine_threadsafe(running, self._loop)
         except BaseException:
             running.close()
             coroutine.close()
             raise
         try:
             return future.result()
+        except concurrent.futures.CancelledError:
+            raise ChannelClosed(address=self._address, operation=operation) from None
         except BaseException:
             if not future.done():
                 self._loop.call_soon_threadsafe(lambda: [task.cancel() for task in tasks if task is not None])
@@ -76,7 +89,10 @@ class Service:
         """Call `callback` there; calls of this that come before it runs are one."""
         if not self._nudged:
             self._nudged = True
-            self._loop.call_soon_threadsafe(self._nudge, callback)
+            try:
+                self._loop.call_soon_threadsafe(self._nudge, callback)
+            except RuntimeError:                # closed meanwhile, and everybody was woken for that
+                pass
 
     def _nudge(self, callback: Callable[[], object]) -> None:
         self._nudged = False
@@ -86,7 +102,9 @@ class Service:
         """End the thread. Safe to call twice."""
         if self._owner != os.getpid() or self._loop.is_closed():
             return
-        asyncio.run_coroutine_threadsafe(self._wind_up(), self._loop)
+        with self._lock:
+            self._stopping = True
+            asyncio.run_coroutine_threadsafe(self._wind_up(), self._loop)
         self._thread.join()
         self._loop.close()
 
