@@ -259,6 +259,23 @@ def test_a_loan_that_is_never_sent_is_free_again():
         assert shared(ours.loan(MIB))
 
 
+def test_an_abort_while_a_loan_looks_for_a_place():
+    """It looks for some milliseconds, without the GIL."""
+    for _ in range(20):
+        with pairs(pool=64 * MIB, waiting="spin") as (ours, _):
+            kept = ours.loan(4096)
+            got = []
+
+            def lend(ours=ours, got=got):
+                with contextlib.suppress(anywire.ChannelClosed):
+                    got.append(ours.loan(64 * MIB))
+
+            with thread(lend):
+                ours.abort()
+            assert all(len(loan) == 64 * MIB for loan in got)
+            del kept
+
+
 def test_a_loan_outlives_its_channel():
     ours, theirs = pair()
     loan = ours.loan(MIB)

@@ -973,24 +973,25 @@ cdef class ShmEndpoint(MessageEndpoint):
         cdef ShmLoan loan
         cdef Py_ssize_t unit = -1
         cdef uint64_t frees
+        cdef Outgoing out = self.out             # another thread may abort() this channel while we look
         if nbytes < 0:
             raise ValueError(f"a loan needs a size of at least 0 bytes, not {nbytes}")
-        if self.out is not None and not self.broken:
-            frees = self.out.frees
-            self.collect(self.out)
-            unit = self.out.lend(nbytes)
+        if out is not None and not self.broken:
+            frees = out.frees
+            self.collect(out)
+            unit = out.lend(nbytes)
             if unit < 0:
-                unit = self.lend_soon(self.out, nbytes)
-            if self.out.frees != frees:
-                self.out.wake_sender()           # what was collected here rings for nobody again
+                unit = self.lend_soon(out, nbytes)
+            if out.frees != frees:
+                out.wake_sender()           # what was collected here rings for nobody again
         if unit < 0:
             self.private_loans += 1
             return Loan(nbytes)
         loan = ShmLoan.__new__(ShmLoan, nbytes, False)
-        loan.owner = self.out
+        loan.owner = out
         loan.unit = <uint32_t> unit
-        loan.memory = self.out.pool + <size_t> unit * UNIT
-        self.out.extents[self.out.find(loan.unit)].loan = <void*> loan
+        loan.memory = out.pool + <size_t> unit * UNIT
+        out.extents[out.find(loan.unit)].loan = <void*> loan
         return loan
 
     cdef Py_ssize_t lend_soon(self, Outgoing out, size_t nbytes) except -2:
