@@ -16,7 +16,7 @@ from typing import Any
 
 from anywire.cli.measure import human, turns
 from anywire.cli.pair import Failed
-from benchmarks.harness import Report, options
+from benchmarks.harness import Distance, Report, native_programs, options
 from benchmarks.peers import Duo, calls_per_message, peer
 
 OURS, SPINNING, UNIX = "anywire shm", "anywire shm, spin_us=50", "anywire unix"
@@ -36,7 +36,8 @@ def main() -> None:
     report = Report("aio_ipc: echo between two asyncio processes", ("anywire", "pyzmq", "uvloop"))
     report.begin()
     results = report.results
-    with contextlib.ExitStack() as stack:
+    with native_programs() as programs, contextlib.ExitStack() as stack:
+        distance = Distance(programs)
         duos: dict[str, Duo] = {}
         for name in dict.fromkeys(name for _, _, names in CELLS.values() for name in names):
             one = peer(name, "asyncio")
@@ -49,13 +50,15 @@ def main() -> None:
                 report.note(f"{name} did not start: {error}")
         for number in range(arguments.rounds):
             for cell, (size, more, names) in CELLS.items():
+                distance.look(cell)
                 for name in turns([name for name in names if name in duos], number):
                     try:
                         results.add(cell, name, duos[name].measure("echo", size, arguments.seconds, **more))
                     except Failed as error:
                         results.add(cell, name, str(error))
                         duos.pop(name).close()
-        for cell in CELLS:
+        distance.split(report)
+        for cell in results.cells:
             report.rates(cell, ZMQ, "rate", ("cpu_us", "client_cpu_us", "server_cpu_us"))
         claims(report)
         print(f"\nCPU time of both processes in {IDLE:g} s without a message")

@@ -196,6 +196,44 @@ def native_programs() -> Iterator[Path]:
         yield Path(directory)
 
 
+class Distance:
+    """How far the two CPUs are from each other, asked of the C ring beside each round of each cell.
+
+    A virtual machine's CPUs may share a cache in one minute and none in the next. All that goes from one to the other
+    is then up to four times slower, whoever sends it; a median over both says nothing. So rounds in which the ring did
+    less than half of its best are reported as a cell of their own, if they are not all that the cell has.
+    """
+
+    FAR = ", CPUs far apart"
+
+    def __init__(self, programs: Path) -> None:
+        self.command = [str(programs / "shm_ring"), "64", "0.03", "echo", "copy", str(SERVER_CORE), str(CLIENT_CORE)]
+        self.looks: dict[str, list[float]] = {}
+
+    def look(self, cell: str) -> None:
+        """Ask, once a round, before its contenders take their turns."""
+        done = subprocess.run(self.command, capture_output=True, text=True, timeout=60, check=True)
+        self.looks.setdefault(cell, []).append(json.loads(done.stdout)["rate"])
+
+    def split(self, report: Report) -> None:
+        """At the end: take the far rounds apart, and say how it was."""
+        rates = [rate for looks in self.looks.values() for rate in looks]
+        if not rates:
+            return
+        half, cells = max(rates) / 2, report.results.cells
+        for cell, looks in self.looks.items():
+            far = [rate < half for rate in looks]
+            if all(far) or not any(far):
+                continue
+            for name, rounds in list(cells.get(cell, {}).items()):
+                marked = list(zip(rounds, far, strict=False))
+                cells[cell][name] = [figures for figures, apart in marked if not apart]
+                cells.setdefault(cell + self.FAR, {})[name] = [figures for figures, apart in marked if apart]
+        share = sum(rate < half for rate in rates)
+        report.note(f"C ring, 64 B there and back, beside the rounds: {human(min(rates))}/s to {human(max(rates))}/s" +
+                    (f"; the CPUs were far apart in {share} of {len(rates)} cells' rounds" if share else ""))
+
+
 def load(
     programs: Path, port: int, conns: int, size: int, depth: int, seconds: float, mode: str, pid: int
 ) -> dict[str, float]:

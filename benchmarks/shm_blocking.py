@@ -18,14 +18,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import statistics
 import subprocess
 from pathlib import Path
 
 from anywire.cli.measure import human, size_name, turns
 from anywire.cli.pair import Failed
 from benchmarks.aio_ipc import mega
-from benchmarks.harness import CLIENT_CORE, SERVER_CORE, Report, native_programs, options
+from benchmarks.harness import CLIENT_CORE, SERVER_CORE, Distance, Report, native_programs, options
 from benchmarks.peers import Duo, peer
 
 SHM, INTO, BATCHES, LOANS = (f"anywire shm, spin{more}" for more in ("", ", recv_into", ", many", ", loans"))
@@ -57,7 +56,9 @@ def ring(programs: Path, name: str, phase: str, size: int, seconds: float) -> di
     return figures
 
 
-def measure(report: Report, programs: Path, duos: dict[str, Duo], rounds: int, seconds: float) -> None:
+def measure(
+    report: Report, programs: Path, distance: Distance, duos: dict[str, Duo], rounds: int, seconds: float
+) -> None:
     def take(cell: str, name: str, size: int, phase: str) -> None:
         if name not in duos and name not in NATIVE:
             return
@@ -79,8 +80,10 @@ def measure(report: Report, programs: Path, duos: dict[str, Duo], rounds: int, s
     for number in range(rounds):
         for size, names in WHO.items():
             for phase in PHASES:
+                distance.look(cell_name(size, phase))
                 for name in turns(names, number):
                     take(cell_name(size, phase), name, size, phase)
+        distance.look(RESTING)
         for name in turns(RESTERS, number):
             take(RESTING, name, 64, "pause")
 
@@ -110,10 +113,8 @@ def claims(report: Report) -> None:
     for phase, way in PHASES.items():
         for size in LARGE:
             ratio(size, phase, LOANS, IOX_ZERO, 2.0)
-        slower = [results.cells.get(cell_name(size, phase), {}).get(LOANS, []) for size in (LARGE[-1], LARGE[0])]
-        pairs = [large["rate"] / small["rate"] for large, small in zip(*slower, strict=False) if large and small]
-        share = statistics.median(pairs) if pairs else None
-        report.claim(f"{LOANS}, {way}, 16 MiB of 64 KiB", share, 0.5)
+        small, large = (results.median(cell_name(size, phase), LOANS, "rate") for size in (LARGE[0], LARGE[-1]))
+        report.claim(f"{LOANS}, {way}, 16 MiB of 64 KiB", large / small if large and small else None, 0.5)
     for base in (PIPE, BARE):
         report.claim(f"{RESTING}, {ADAPTIVE}, of {base}", results.ratio(RESTING, ADAPTIVE, base, "rate"), 1.0)
 
@@ -136,10 +137,13 @@ def main() -> None:
                 duos[name] = stack.enter_context(Duo(one))
             except Failed as error:
                 report.note(f"{name} did not start: {error}")
-        measure(report, programs, duos, arguments.rounds, arguments.seconds)
+        distance = Distance(programs)
+        measure(report, programs, distance, duos, arguments.rounds, arguments.seconds)
+        distance.split(report)
         for cell in report.results.cells:
-            extra = ("trip_us", "cpu_us") if cell == RESTING else ("mb_s", "cpu_us")
-            report.rates(cell, BARE if cell == RESTING else C, "rate", extra)
+            resting = cell.startswith(RESTING)
+            extra = ("trip_us", "cpu_us") if resting else ("mb_s", "cpu_us")
+            report.rates(cell, BARE if resting else C, "rate", extra)
         claims(report)
         print(f"\nCPU time of both processes in {IDLE:g} s without a message")
         for name in (ADAPTIVE, SLEEP, UNIX):
