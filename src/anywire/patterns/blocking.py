@@ -79,8 +79,11 @@ class Publisher:
         """Publish a message: any contiguous buffer. Parameters and errors: `anywire.Publisher.send`."""
         if type(message) is not bytes or len(message) > self._inner.max_message:
             message = self._inner._checked(message, "send")
-        if not self._put(message, "send"):
-            self._running("send").run("send", self._inner.send(message, timeout=timeout))
+        service, inner = self._running("send"), self._inner
+        if inner._turns.line or not inner._log.put(message):
+            service.run("send", inner.send(message, timeout=timeout))
+        elif inner._log.idle:
+            service.soon(inner._wake_idle)
 
     def try_send(self, message: Any) -> bool:
         """Publish without waiting: False when there is no room now."""
@@ -286,6 +289,15 @@ class Subscription:
         return self
 
     def __next__(self) -> bytes:
+        incoming = self._incoming
+        if incoming.ahead and time.monotonic() < incoming.report_at:        # recv() in short, for the usual case
+            if not self._receiving.acquire(blocking=False):
+                raise Busy(address=self._channel.address, operation="recv")
+            try:
+                if incoming.ahead and len(incoming.ahead[0]) != SIZE:
+                    return incoming.ahead.popleft()
+            finally:
+                self._receiving.release()
         try:
             return self.recv()
         except EndOfChannel:
