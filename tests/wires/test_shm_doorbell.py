@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from anywire import AnywireError, EndOfChannel, sync
+from anywire import AnywireError, EndOfChannel, TimedOut, sync
 
 _names = count()
 
@@ -126,3 +126,48 @@ def test_a_sender_hears_of_a_place_in_the_pool_beside_a_receiver() -> None:
             assert not sender.is_alive()
             assert len(theirs.recv(timeout=20)) == 1 << 20
             del loans
+
+
+@contextlib.contextmanager
+def streams() -> Iterator[tuple[sync.Stream, sync.Stream]]:
+    accepted: list[sync.Stream] = []
+    with sync.listen_stream(f"shm://anywire-doorbell-{os.getpid()}-{next(_names)}?waiting=sleep") as listener:
+        thread = threading.Thread(target=lambda: accepted.append(listener.accept(timeout=20)))
+        thread.start()
+        ours = sync.connect_stream(listener.addresses[0])
+        thread.join()
+    yield ours, accepted[0]
+    ours.abort()
+    accepted[0].abort()
+
+
+LARGE = 8 << 20
+
+
+def test_what_a_write_left_over_keeps_no_data_from_a_reader_and_goes_on() -> None:
+    with streams() as (ours, theirs):
+        with pytest.raises(TimedOut):
+            ours.write(bytes(LARGE), timeout=0)
+        reader, read = beside(lambda: ours.read_exactly(5))
+        until_asleep(reader)
+        theirs.write(b"hello")
+        reader.join(20)
+        assert read == [b"hello"]
+        reader, read = beside(lambda: ours.read_exactly(3))
+        until_asleep(reader)
+        assert theirs.read_exactly(LARGE, timeout=20) == bytes(LARGE)
+        theirs.write(b"bye")
+        reader.join(20)
+        assert read == [b"bye"]
+
+
+def test_a_reader_that_sleeps_already_finishes_what_a_write_leaves_over() -> None:
+    with streams() as (ours, theirs):
+        reader, read = beside(lambda: ours.read_exactly(3))
+        until_asleep(reader)
+        with pytest.raises(TimedOut):
+            ours.write(bytes(LARGE), timeout=0)
+        assert theirs.read_exactly(LARGE, timeout=20) == bytes(LARGE)
+        theirs.write(b"bye")
+        reader.join(20)
+        assert read == [b"bye"]

@@ -153,17 +153,17 @@ cdef class BlockingFront(Face):
             self.sender = 0
             PyThread_release_lock(self.send_lock)
 
-    cdef int flush_rest(self) except -1:
-        """What an interrupted send left over goes on while this thread waits for input."""
+    cdef bint flush_rest(self) except -1:
+        """What an interrupted send left over goes on while this thread waits for input. False: a sender sees to it."""
         if not PyThread_acquire_lock(self.send_lock, 0):
-            return 0                     # a sender is at work and flushes it
+            return False
         try:
             self.end.flush_output(False)
         except (AnywireError, OSError):
             self.end.unread_output = False
         finally:
             PyThread_release_lock(self.send_lock)
-        return 0
+        return True
 
     # -- receiving ------------------------------------------------------------------------------------------------------
 
@@ -191,8 +191,8 @@ cdef class BlockingFront(Face):
         cdef double left = -1 if limit < 0 else max(0.0, deadline - time.monotonic())
         cdef int mask = end.want
         end.slot.recv_waits += 1
-        if end.unread_output:
-            self.flush_rest()
+        # A doorbell tells a receiver when a sender leaves something over; a socket must be asked whether it is writable.
+        if end.unread_output and (self.flush_rest() or not end.doorbell):
             if end.unread_output and end.read_fd == end.write_fd:
                 mask |= WRITE
         if not end.wait_ready(mask, left):

@@ -108,7 +108,9 @@ cdef class ShmEndpoint(MessageEndpoint):
     cdef bint end_sent, ended, ending, gone, peer_closed
     cdef bint interrupted
     cdef bint shares_slot                        # of the counters, with the stream on top
-    cdef bint waits_for_data, waits_for_room     # a thread of the blocking front is about to sleep, or does
+    cdef bint waits_for_data                     # a thread of the blocking front is about to sleep, or does
+    cdef int waits_for_room                      # how many are: a sender, and a receiver that finishes a left-over write
+    cdef bint left_over                          # a receiver has one to finish now
     cdef bint doomed                             # released while a thread waits here: the last one closes
     cdef uint64_t need_room                      # bytes of the record that found no room
     cdef uint64_t frees_seen                     # AW_AN_EXTENT: `frees` when the pool had no place
@@ -160,7 +162,8 @@ cdef class ShmEndpoint(MessageEndpoint):
     cdef int finish_incoming(self, Incoming inc) except -1
     cdef int drop_incoming(self, Incoming inc) except -1
     cdef int spin(self, aw_consumer* c, aw_producer* p, uint64_t end, double timeout) except -2
-    cdef int sleep(self, Outgoing out, Incoming inc, bint reading, uint64_t end, double timeout) except -1
+    cdef int sleep(self, Outgoing out, Incoming inc, int mask, uint64_t end, double timeout) except -1
+    cdef int leave_over(self) except -1
     cdef int put_back(self, bint ring) except -1
     cdef int put_end(self) except -1
     cdef int drop_all(self) except -1

@@ -1364,13 +1364,15 @@ cdef class ShmEndpoint(MessageEndpoint):
             end = aw_now() + <uint64_t> (min(timeout, 1e9) * 1e9)
         self.waiters += 1
         try:
-            if not self.gone and (self.waiting == SPIN or (self.waiting == ADAPTIVE and not self.alone)):
+            # READ and WRITE: a receiver that also finishes what an abandoned write left over; that one only sleeps.
+            if mask != (READ | WRITE) and not self.gone and (
+                    self.waiting == SPIN or (self.waiting == ADAPTIVE and not self.alone)):
                 if aw_glance(c, p, self.need_room):
                     return mask
                 r = self.spin(c, p, end, timeout)
                 if r != 0:
                     return mask if r > 0 else 0
-            return self.sleep(out, inc, reading, end, timeout)
+            return self.sleep(out, inc, mask, end, timeout)
         finally:
             self.waiters -= 1
             if self.closed:
@@ -1417,28 +1419,27 @@ cdef class ShmEndpoint(MessageEndpoint):
             self.budget //= 2
         return 0
 
-    cdef int sleep(self, Outgoing out, Incoming inc, bint reading, uint64_t end, double timeout) except -1:
+    cdef int sleep(self, Outgoing out, Incoming inc, int mask, uint64_t end, double timeout) except -1:
         """Say that we sleep, look once more, sleep in poll(2)."""
         cdef pollfd fds[3]
-        cdef int r, ms, e, mask = READ if reading else WRITE
+        cdef int r, ms, e
         cdef uint64_t now
-        cdef bint others
+        cdef bint reading = mask & READ != 0, writing = mask & WRITE != 0
         fds[0].fd = self.sock
         fds[1].fd = self.death
         fds[2].fd = self.wake_fd
         fds[0].events = fds[1].events = fds[2].events = POLLIN
         if reading:
             self.waits_for_data = True
-        else:
-            self.waits_for_room = True
+        if writing:
+            self.waits_for_room += 1
             out.bell = self.wake_fd
         try:
             while True:
-                if reading:
-                    r = aw_sleep_for_data(&inc.ring)
-                else:
-                    r = aw_sleep_to_send(&out.ring, self.need_room)
-                if r or self.gone or self.closed or (not reading and self.can_send(out)):
+                r = reading and aw_sleep_for_data(&inc.ring)
+                if writing and not r:
+                    r = aw_sleep_to_send(&out.ring, self.need_room) or self.can_send(out)
+                if r or self.gone or self.closed:
                     return mask
                 ms = -1
                 if timeout >= 0:
@@ -1460,11 +1461,14 @@ cdef class ShmEndpoint(MessageEndpoint):
                         self.gone = True
                     elif fds[0].revents:
                         self.drain()
-                    if (self.waits_for_room and not aw_room_wanted(out.ring.control) if reading else
-                            self.waits_for_data and not aw_data_wanted(inc.ring.control)):
+                    if (self.waits_for_room > writing and not aw_room_wanted(out.ring.control)
+                            or self.waits_for_data and not reading and not aw_data_wanted(inc.ring.control)):
                         self.put_back(True)
-                    if self.gone or (aw_has_data(&inc.ring) if reading else self.can_send(out)):
+                    if self.gone or (reading and aw_has_data(&inc.ring)) or (writing and self.can_send(out)):
                         return mask
+                    if reading and (self.left_over or (writing and self.waits_for_room > 1)):
+                        self.left_over = False
+                        return mask                  # a sender came, or went: the caller looks what there is to wait for
                 elif r < 0 and e != EINTR:
                     raise OSError(e, f"poll {self.address}: {os.strerror(e)}")
                 if r < 0:
@@ -1473,10 +1477,20 @@ cdef class ShmEndpoint(MessageEndpoint):
             if reading:
                 self.waits_for_data = False
                 aw_awake_with_data(&inc.ring)
-            else:
-                self.waits_for_room = False
-                out.bell = -1
-                aw_awake_with_room(&out.ring)
+            if writing:
+                self.waits_for_room -= 1
+                if self.waits_for_room:
+                    self.put_back(True)              # the flag may have been taken for both: the other looks, and sets it
+                else:
+                    out.bell = -1
+                    aw_awake_with_room(&out.ring)
+
+    cdef int leave_over(self) except -1:
+        """A sender gave up in the middle: a thread that receives finishes it."""
+        if self.waits_for_data:
+            self.left_over = True
+            self.put_back(True)
+        return 0
 
     cdef int put_back(self, bint ring) except -1:
         """Ring the bell that is this side's own, or empty it."""
@@ -1527,7 +1541,7 @@ cdef class ShmEndpoint(MessageEndpoint):
             self.adopt_output()
         # Said before the doorbell is armed: a thread that still receives sleeps on the same bell, and gives back a token
         # that was meant for us.
-        self.waits_for_room = True
+        self.waits_for_room += 1
         try:
             while not self.end_sent and not self.broken and not self.gone:
                 room = aw_has_room(&out.ring, 0)
@@ -1543,7 +1557,7 @@ cdef class ShmEndpoint(MessageEndpoint):
                 if not aw_sleep_to_send(&out.ring, 0) and not (yield from self.sign_steps(end, False)):
                     return
         finally:
-            self.waits_for_room = False
+            self.waits_for_room -= 1
         aw_set_closed(inc.ring.control)
         self.ending = True
         self.ring_peer()
@@ -1566,7 +1580,7 @@ cdef class ShmEndpoint(MessageEndpoint):
         self.put_back(False)
         self.rung()
         if (self.waits_for_room and not aw_room_wanted(self.out.ring.control) if reading else
-                self.waits_for_data and not aw_data_wanted(self.inc.ring.control)):
+                self.waits_for_room > 1 or self.waits_for_data and not aw_data_wanted(self.inc.ring.control)):
             self.put_back(True)
         return True
 

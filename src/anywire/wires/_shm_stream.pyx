@@ -140,6 +140,12 @@ cdef class ShmStream(RawEndpoint):
     def interrupt(self):
         self.shm.interrupt()
 
+    cdef int adopt_output(self) except -1:
+        RawEndpoint.adopt_output(self)
+        if self.unread_output:
+            self.shm.leave_over()
+        return 0
+
     cdef int on_io_error(self, object error) except -1:
         if isinstance(error, AnywireError):
             self.fail(error)
@@ -163,14 +169,14 @@ cdef class ShmStream(RawEndpoint):
 
     def finish_steps(self, timeout):
         cdef double end = time.monotonic() + timeout
-        self.shm.waits_for_room = True           # as in ShmEndpoint.finish_steps
+        self.shm.waits_for_room += 1             # as in ShmEndpoint.finish_steps
         try:
             while not self.broken and self.flush_armed() != DONE:
                 self.turns = 0
                 if not (yield from self.shm.sign_steps(end, False)):
                     return
         finally:
-            self.shm.waits_for_room = False
+            self.shm.waits_for_room -= 1
         if not self.broken:
             yield from self.shm.finish_steps(max(0.0, end - time.monotonic()))
 
