@@ -287,7 +287,7 @@ def test_a_signal_handler_may_end_a_long_put(small: int) -> None:
         raise TimeoutError
 
     before = signal.signal(signal.SIGALRM, handler)
-    signal.setitimer(signal.ITIMER_REAL, 0.05)
+    signal.setitimer(signal.ITIMER_REAL, 0.05)      # once: it must not get lost, wherever it comes
     try:
         with pytest.raises(TimeoutError):
             q.put(bytes(10 * small))
@@ -421,3 +421,26 @@ def test_it_is_the_standard_module_otherwise() -> None:
         _ = ours.nothing
     with pytest.raises(ValueError, match="cannot find context"):
         ours.get_context("none")
+
+
+def test_a_feeder_that_nobody_reads_lets_others_write(small: int, forked: Any) -> None:
+    # One feeder is in the middle of a long message; another process still puts without waiting for a reader.
+    q = ours.Queue()
+
+    def fill() -> None:
+        q.put(bytes(10 * small))
+        q.put("second")
+        q.close()
+        q.join_thread()
+
+    first = forked(fill)
+    while q._ring.words()["head"] < small // 2:
+        pass
+    q.put("mine")
+    assert status_of(forked(lambda: q.put("another's"))) == 0     # it returns; os._exit may lose what it put
+    missing = {bytes(10 * small), "second", "mine"}
+    while missing:
+        missing.discard(q.get(timeout=20))
+    assert status_of(first) == 0
+    q.close()
+    q.join_thread()

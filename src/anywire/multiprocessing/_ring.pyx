@@ -57,9 +57,7 @@ cdef extern from "records.h" nogil:
         mp_lock put
         mp_lock take
         mp_lock turn
-        uint32_t closes
         uint32_t holder
-        uint32_t space_turn
         uint32_t external
         uint64_t head
         uint64_t tail
@@ -105,17 +103,19 @@ cdef extern from "records.h" nogil:
     int mp_find(mp_ring *r, mp_found *f, int bell)
     int mp_take(mp_ring *r, mp_found *f, mp_message *m, int bell)
     int mp_ready(mp_ring *r, int bell)
-    int mp_wait(mp_ring *r, int bell, int64_t deadline, int *turn)
+    int mp_wait(mp_ring *r, int bell, int64_t deadline, int *turn, int *spun)
     int mp_put(mp_ring *r, mp_message *m, int bell, uint64_t most, int64_t patience)
     void mp_put_cancel(mp_ring *r, mp_message *m)
     int mp_wait_slot(mp_ring *r, uint64_t most, int bell, int64_t deadline)
-    int mp_wait_space(mp_ring *r, uint64_t need, int bell, int64_t deadline)
+    int mp_wait_room(mp_ring *r, uint64_t need, int bell, int64_t deadline)
     int mp_watch(mp_ring *r, int bell)
     int mp_gone(int bell)
     int mp_barred(mp_ring *r)
-    int mp_futex_wait(uint32_t *word, uint32_t value, int64_t deadline)
-    void mp_futex_wake(uint32_t *word, int count)
-    int64_t mp_slice(int64_t deadline, int64_t length)
+    void mp_wait_barred(mp_ring *r, int64_t deadline)
+    void mp_bar(mp_ring *r, uint32_t holder)
+    void mp_reader_closed(mp_ring *r)
+    uint32_t mp_closes(mp_ring *r)
+    uint64_t mp_progress(mp_ring *r)
     uint64_t mp_items(mp_shared *s)
     uint64_t mp_backlog(mp_shared *s)
     uint32_t *mp_word(mp_lock *lock)
@@ -573,12 +573,21 @@ cdef int extract(mp_ring *r, mp_found *f, int bell, _Taken taken) except -1:
         PyMem_Free(many)
 
 
+cdef int signals_in_turn(mp_ring *r) except -1:
+    """Run signal handlers with `turn` held; it is released when one raises."""
+    try:
+        PyErr_CheckSignals()
+    except:
+        mp_release(&r.s.turn)
+        raise
+    return 0
+
+
 cdef object get(Ring ring, int bell, int64_t deadline):
     """The next message (_Taken), or _EMPTY when the deadline passed (0: look once). Raises EOFError at the end."""
     cdef mp_ring *r = &ring.r
     cdef mp_found f
-    cdef int turn = 0, result
-    cdef uint32_t holder
+    cdef int turn = 0, spun = 0, result
     cdef _Taken taken
     while True:
         result = mp_lock_take(r, 0)
@@ -610,7 +619,10 @@ cdef object get(Ring ring, int bell, int64_t deadline):
                     if deadline == 0:
                         return _EMPTY
                     with nogil:
-                        result = mp_wait(r, bell, deadline, &turn)
+                        result = mp_wait(r, bell, deadline, &turn, &spun)
+                    if result == MP_BUSY:
+                        signals_in_turn(r)
+                        continue
                     if result == MP_OK:
                         continue
         elif result == MP_DEADLOCK:
@@ -621,10 +633,8 @@ cdef object get(Ring ring, int bell, int64_t deadline):
         if result == MP_DEADLOCK:       # another process keeps us from reading
             if deadline == 0 or mp_now() >= deadline:
                 return _EMPTY
-            holder = r.s.holder
-            if holder:
-                with nogil:
-                    mp_futex_wait(&r.s.holder, holder, mp_slice(deadline, 100000000))
+            with nogil:
+                mp_wait_barred(r, deadline)
             PyErr_CheckSignals()
         elif result == MP_INTERRUPTED:
             PyErr_CheckSignals()
@@ -639,7 +649,7 @@ cdef object get(Ring ring, int bell, int64_t deadline):
 cdef bint ready(Ring ring, int bell, int64_t deadline) except -1:
     """Whether there is a message, or the end, before the deadline (0: now)."""
     cdef mp_ring *r = &ring.r
-    cdef int turn = 0, result
+    cdef int turn = 0, spun = 0, result
     while True:
         result = mp_lock_take(r, 0)
         if result == MP_BUSY:
@@ -656,7 +666,10 @@ cdef bint ready(Ring ring, int bell, int64_t deadline) except -1:
                         mp_release(&r.s.turn)
                     return mp_gone(bell)
                 with nogil:
-                    result = mp_wait(r, bell, deadline, &turn)
+                    result = mp_wait(r, bell, deadline, &turn, &spun)
+                if result == MP_BUSY:
+                    signals_in_turn(r)
+                    continue
                 if result == MP_OK:
                     continue
         if turn:
@@ -719,7 +732,7 @@ cdef class End:
         """Put it, for however long that takes. Raises BrokenPipeError when all copies of the other end are closed:
         asked from the kernel when somebody closed one, and now and then, for a process that was killed tells nobody."""
         cdef mp_ring *r = &self.outgoing.r
-        cdef uint32_t closes = r.s.closes
+        cdef uint32_t closes = mp_closes(r)
         cdef int64_t now = mp_now()
         if closes != self.closes or now - self.checked > CHECK_EVERY:
             self.closes = closes
@@ -857,9 +870,7 @@ cdef class End:
         os.close(bell)
         self.memory.close()
         if self.incoming is not None:   # tell writers to look whether that was the last reader
-            self.incoming.r.s.closes += 1
-            self.incoming.r.s.space_turn += 1
-            mp_futex_wake(&self.incoming.r.s.space_turn, 0x7fffffff)
+            mp_reader_closed(&self.incoming.r)
 
     def __dealloc__(self):
         if self.bell >= 0:
@@ -893,14 +904,14 @@ cdef class Turnstile:
                 result = mp_lock_take(r, deadline if deadline else mp_now() + 1000000)
             if result == MP_OK:
                 if not mp_barred(r):
-                    r.s.holder = os.getpid()
+                    mp_bar(r, os.getpid())
                     mp_release(&r.s.take)
                     return True
                 mp_release(&r.s.take)
                 if deadline == 0 or mp_now() >= deadline:
                     return False
                 with nogil:
-                    mp_futex_wait(&r.s.holder, r.s.holder, mp_slice(deadline, 100000000))
+                    mp_wait_barred(r, deadline)
             elif result == MP_TIMEDOUT:
                 return False
             elif result != MP_INTERRUPTED:
@@ -909,8 +920,7 @@ cdef class Turnstile:
 
     def release(self):
         """Let others read again."""
-        self.ring.r.s.holder = 0
-        mp_futex_wake(&self.ring.r.s.holder, 0x7fffffff)
+        mp_bar(&self.ring.r, 0)
 
     def __enter__(self):
         return self.acquire()
@@ -1005,19 +1015,19 @@ cdef class Core:
     cdef int try_put(self, Message message, int64_t patience, bint block) except -1:
         """Put it into the ring, waiting for a reader as long as it goes on reading, at most about a second."""
         cdef mp_ring *r = &self._writer.outgoing.r
-        cdef uint64_t tail = r.s.tail
+        cdef uint64_t tail = mp_progress(r)
         cdef int result = put(self._writer.outgoing, message, self._writer.bell, self.most, patience)
         cdef int64_t end
         if result == MP_BUSY and block and message.m.total < r.size // 4:
             end = mp_now() + 1000000000
-            while result == MP_BUSY and r.s.tail != tail and mp_now() < end:
-                tail = r.s.tail
+            while result == MP_BUSY and mp_progress(r) != tail and mp_now() < end:
+                tail = mp_progress(r)
                 result = put(self._writer.outgoing, message, self._writer.bell, self.most, patience)
         return result
 
     def _reading(self):
         """A number that changes while somebody reads."""
-        return self._writer.outgoing.r.s.tail
+        return mp_progress(&self._writer.outgoing.r)
 
     cdef int wait_slot(self, int64_t deadline) except -1:
         """Wait until fewer than `maxsize` may be there; raises Full at the deadline (0: now)."""
@@ -1027,9 +1037,8 @@ cdef class Core:
             raise Full
         with nogil:
             result = mp_wait_slot(r, self.most, bell, deadline)
-        if result == MP_INTERRUPTED:
-            PyErr_CheckSignals()
-        elif result == MP_TIMEDOUT:
+        PyErr_CheckSignals()
+        if result == MP_TIMEDOUT:
             raise Full
         elif result == MP_ENDED:
             self._no_reader()
@@ -1127,7 +1136,7 @@ cdef class Core:
         cdef int64_t deadline = mp_now() + <int64_t>(seconds * 1e9)
         cdef int bell = self._writer.bell, result
         with nogil:
-            result = mp_wait_space(r, need, bell, deadline)
+            result = mp_wait_room(r, need, bell, deadline)
         if result == MP_ENDED:
             failed(result)
 

@@ -28,12 +28,15 @@ SIZE = 1 << 18
 class Connection(End, multiprocessing.connection.Connection):
     """One end of a Pipe. Also an instance of the standard library's Connection, whose methods it has."""
 
+    lent: Memory | None = None
+    """The memory of a queue, whose ends these are; a pipe's ends have a descriptor of their own each."""
+
     def __reduce__(self) -> Any:
         if self.closed:
             raise OSError("handle is closed")
         incoming, outgoing = self.rings
         return rebuild, (
-            reduction.DupFd(self.memory.fd),
+            reduction.DupFd((self.lent or self.memory).fd),
             reduction.DupFd(self.bell_fd),
             None if incoming is None else incoming.index,
             None if outgoing is None else outgoing.index,

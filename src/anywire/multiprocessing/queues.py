@@ -51,7 +51,9 @@ _STANDARD_HOOK: Any = getattr(queues.Queue, "_on_queue_feeder_error")  # noqa: B
 def _ends(memory: Memory, reader: int, writer: int) -> tuple[Ring, Connection, Connection]:
     """A queue's two ends in this process. They don't own the memory's descriptor: the queue does."""
     ring = Ring(memory)
-    return ring, Connection(Memory(-1), ring, None, reader), Connection(Memory(-1), None, ring, writer)
+    first, second = Connection(Memory(-1), ring, None, reader), Connection(Memory(-1), None, ring, writer)
+    first.lent = second.lent = memory
+    return ring, first, second
 
 
 def _handed(connection: Connection) -> Any:
@@ -252,6 +254,8 @@ class Queue(Core, queues.Queue):  # type: ignore[type-arg]
 
     def close(self) -> None:
         """Say that this process puts and gets no more. What waits in its feeder still goes."""
+        if self._pid != os.getpid():
+            self._reset()
         self._closed = True
         with self._changed:
             close, self._close = self._close, None

@@ -273,7 +273,7 @@ static inline int mp_ring_bell(mp_ring *r, int bell)
         /* First the byte, then the word: who dies in between leaves a byte too many, never one too few. */
         if (send(bell, "", 1, MSG_DONTWAIT | MSG_NOSIGNAL) < 0 && (errno == EPIPE || errno == ECONNRESET))
             return MP_ENDED;
-        s->token = 1;
+        MP_STORE(s->token, 1);
     }
     return MP_OK;
 }
@@ -380,7 +380,20 @@ static int mp_wait_space(mp_ring *r, uint64_t need, int bell, int64_t deadline)
     if (error == EINTR)
         return MP_INTERRUPTED;
     mp_heal(r);
-    return error == ETIMEDOUT && deadline != MP_FOREVER && mp_now() >= deadline ? MP_TIMEDOUT : MP_OK;
+    if (error != ETIMEDOUT)
+        return MP_OK;
+    /* A signal may have come just before the sleep began: each slice gives its handler a chance. */
+    return deadline == MP_FOREVER ? MP_INTERRUPTED : mp_now() >= deadline ? MP_TIMEDOUT : MP_OK;
+}
+
+/* The same for a feeder, which has no signals: until there is room, or `deadline`. */
+static int mp_wait_room(mp_ring *r, uint64_t need, int bell, int64_t deadline)
+{
+    int result = MP_OK;
+    while ((result == MP_OK || result == MP_INTERRUPTED) &&
+           MP_LOAD(r->s->head) - MP_LOAD(r->s->tail) + need > r->size - MP_RESERVE)
+        result = mp_wait_space(r, need, bell, deadline);
+    return result;
 }
 
 static int mp_wait_slot(mp_ring *r, uint64_t most, int bell, int64_t deadline)
@@ -426,12 +439,14 @@ static int mp_put(mp_ring *r, mp_message *m, int bell, uint64_t most, int64_t pa
 {
     mp_shared *s = r->s;
     uint64_t span, n, first;
+    int64_t deadline;
     int result;
 #define MP_DEADLINE (patience == 0 ? 0 : patience == MP_FOREVER ? MP_FOREVER : mp_now() + patience)
     if (m->middle)
         goto middle;
+    deadline = MP_DEADLINE;
 again:
-    if ((result = mp_lock_put(r, MP_DEADLINE)) != MP_OK)
+    if ((result = mp_lock_put(r, deadline)) != MP_OK)
         return result == MP_TIMEDOUT ? MP_BUSY : result;
     if (__builtin_expect(s->head - MP_LOAD(s->tail) > r->size, 0)) {
         mp_release(&s->put);
@@ -447,7 +462,7 @@ again:
             mp_release(&s->put);
             if (patience == 0)
                 return MP_BUSY;
-            if ((result = mp_wait_space(r, span, bell, MP_DEADLINE)) != MP_OK)
+            if ((result = mp_wait_space(r, span, bell, deadline)) != MP_OK)
                 return result == MP_TIMEDOUT ? MP_BUSY : result;
             goto again;
         }
@@ -470,8 +485,11 @@ middle:
         first = m->left == m->total ? 8 : 0;
         n = m->left + first < mp_piece(r) ? m->left : mp_piece(r) - first;
         span = mp_span(n + first);
+        deadline = 0;
         while (!mp_room(r, span)) {
-            result = mp_wait_space(r, span, bell, MP_DEADLINE);
+            if (deadline == 0)
+                deadline = MP_DEADLINE;
+            result = mp_wait_space(r, span, bell, deadline);
             if (result == MP_INTERRUPTED)
                 return result;
             if (result != MP_OK) {
@@ -687,10 +705,10 @@ static int mp_take(mp_ring *r, mp_found *f, mp_message *m, int bell)
         if (!mp_empty(r))
             continue;
         error = mp_futex_wait(&s->mid_turn, turn, mp_slice(MP_FOREVER, 20000000));
-        if (error == EINTR)
-            return MP_INTERRUPTED;
         if (mp_orphan(&s->put) && mp_lock_put(r, 0) == MP_OK)
             mp_release(&s->put);        /* its heir has ended the message */
+        if (error == EINTR || error == ETIMEDOUT)       /* as in mp_wait_space */
+            return MP_INTERRUPTED;
     }
 }
 
@@ -717,8 +735,9 @@ again:
 
 /* Sleep until there may be something to read, or until `deadline`. MP_OK leaves `turn` held (*turn): the caller takes
  * the message and releases it then, so that it wakes the next sleeper after that and not before.
- * MP_ENDED: the ring is empty and no writer is left. Otherwise *turn says whether it is held. */
-static int mp_wait(mp_ring *r, int bell, int64_t deadline, int *turn)
+ * MP_ENDED: the ring is empty and no writer is left. MP_BUSY: it has looked for a while (*spun), with `turn`; run what
+ * signals came meanwhile and call again: it sleeps then. Otherwise *turn says whether it is held. */
+static int mp_wait(mp_ring *r, int bell, int64_t deadline, int *turn, int *spun)
 {
     mp_shared *s = r->s;
     struct pollfd p = {bell, POLLIN | POLLRDHUP, 0};
@@ -737,7 +756,7 @@ static int mp_wait(mp_ring *r, int bell, int64_t deadline, int *turn)
     if (!mp_empty(r))
         return MP_OK;
     now = mp_now();
-    if (r->spin > 0) {
+    if (r->spin > 0 && !*spun) {
         until = now + r->spin;
         if (until > deadline)
             until = deadline;
@@ -756,6 +775,8 @@ static int mp_wait(mp_ring *r, int bell, int64_t deadline, int *turn)
         }
         if (r->spin > 2000)
             r->spin /= 2;
+        *spun = 1;
+        return MP_BUSY;
     }
     if (deadline != MP_FOREVER) {
         if (now >= deadline)
@@ -785,6 +806,39 @@ static int mp_wait(mp_ring *r, int bell, int64_t deadline, int *turn)
         mp_release(&s->put);
     }
     return MP_OK;
+}
+
+/* A reading end was closed: writers look whether it was the last, also those that wait for room. */
+static void mp_reader_closed(mp_ring *r)
+{
+    __atomic_fetch_add(&r->s->closes, 1, __ATOMIC_RELAXED);
+    __atomic_fetch_add(&r->s->space_turn, 1, __ATOMIC_RELAXED);
+    mp_futex_wake(&r->s->space_turn, INT32_MAX);
+}
+
+static inline uint32_t mp_closes(mp_ring *r)
+{
+    return MP_LOAD(r->s->closes);
+}
+
+static inline uint64_t mp_progress(mp_ring *r)
+{
+    return MP_LOAD(r->s->tail);
+}
+
+/* While another process keeps us from reading: until it may have changed, or `deadline`. */
+static void mp_wait_barred(mp_ring *r, int64_t deadline)
+{
+    uint32_t holder = MP_LOAD(r->s->holder);
+    if (holder)
+        mp_futex_wait(&r->s->holder, holder, mp_slice(deadline, 100000000));
+}
+
+static void mp_bar(mp_ring *r, uint32_t holder)
+{
+    MP_STORE(r->s->holder, holder);
+    if (!holder)
+        mp_futex_wake(&r->s->holder, INT32_MAX);
 }
 
 /* ---- feeders and joins ------------------------------------------------------------------------------------------ */

@@ -114,7 +114,7 @@ static int mp_know_thread(void)
     }
     if (head == NULL || head->futex_offset < -(long)offsetof(mp_lock, node) || head->futex_offset > -16)
         return ENOSYS;
-    mp_futex_offset = head->futex_offset;
+    __atomic_store_n(&mp_futex_offset, head->futex_offset, __ATOMIC_RELAXED);     /* the same in each thread */
     mp_self.tid = (uint32_t)syscall(SYS_gettid);
     mp_self.head = head;
     return 0;
@@ -122,7 +122,7 @@ static int mp_know_thread(void)
 
 static inline uint32_t *mp_word(mp_lock *lock)
 {
-    return (uint32_t *)((char *)&lock->node + mp_futex_offset);
+    return (uint32_t *)((char *)&lock->node + __atomic_load_n(&mp_futex_offset, __ATOMIC_RELAXED));
 }
 
 /* The kernel reads the list when this thread has ended, so it sees the stores in the order in which the thread made
