@@ -126,4 +126,7 @@ def push_error(peer: PeerSide, number: int) -> dict[str, Any]:
 
 
 def push_stats(peer: PeerSide) -> dict[str, int]:
+    """Its counts, when all is confirmed."""
+    while peer.listener.unconfirmed:
+        time.sleep(0.002)
     return {name: getattr(peer.listener.stats(), name) for name in ("sent", "confirmed", "lost", "unconfirmed")}
