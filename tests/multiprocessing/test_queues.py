@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import ctypes
 import multiprocessing.connection
 import os
@@ -255,6 +256,27 @@ def test_threads_share_a_queue() -> None:
     q.close()
 
 
+@contextlib.contextmanager
+def interrupted(handler: Any, times: int) -> Iterator[None]:
+    """Send the main thread signals (not SIGALRM, which is pytest-timeout's), 50 ms apart."""
+    before = signal.signal(signal.SIGUSR1, handler)
+    over = threading.Event()
+
+    def send() -> None:
+        for _ in range(times):
+            if not over.wait(0.05):
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        signal.signal(signal.SIGUSR1, before)
+
+
 def test_a_signal_handler_runs_and_may_end_a_get() -> None:
     q = ours.Queue()
     seen = []
@@ -264,17 +286,11 @@ def test_a_signal_handler_runs_and_may_end_a_get() -> None:
 
     def handler(number: int, frame: object) -> None:
         seen.append(number)
-        if len(seen) > 1:
+        if len(seen) == 2:
             raise EnoughError
 
-    before = signal.signal(signal.SIGALRM, handler)
-    signal.setitimer(signal.ITIMER_REAL, 0.05, 0.05)
-    try:
-        with pytest.raises(EnoughError):
-            q.get()
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+    with interrupted(handler, 2), pytest.raises(EnoughError):
+        q.get()
     q.put("still usable")
     assert q.get() == "still usable"
     q.close()
@@ -286,13 +302,8 @@ def test_a_signal_handler_may_end_a_long_put(small: int) -> None:
     def handler(number: int, frame: object) -> None:
         raise TimeoutError
 
-    before = signal.signal(signal.SIGALRM, handler)
-    signal.setitimer(signal.ITIMER_REAL, 0.05)      # once: it must not get lost, wherever it comes
-    try:
-        with pytest.raises(TimeoutError):
-            q.put(bytes(10 * small))
-    finally:
-        signal.signal(signal.SIGALRM, before)
+    with interrupted(handler, 1), pytest.raises(TimeoutError):     # once: it must not get lost, wherever it comes
+        q.put(bytes(10 * small))
     thread = threading.Thread(target=q.put, args=("next",))
     thread.start()
     assert q.get() == "next", "the half of the first was dropped"
