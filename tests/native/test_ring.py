@@ -80,14 +80,14 @@ def run(command: list[str], mode: str, count: int, seed: int = 1) -> subprocess.
 RUNS = [
     ("plain", "two", 50_000),
     ("plain", "meet", 1),
-    ("plain", "producer", 5_000),
-    ("plain", "consumer", 5_000),
+    ("plain", "producer", 2_000),
+    ("plain", "consumer", 2_000),
     ("thread", "one", 40_000),
     ("thread", "two", 40_000),
     ("thread", "meet", 1),
     ("address", "two", 40_000),
-    ("address", "producer", 5_000),
-    ("address", "consumer", 5_000),
+    ("address", "producer", 2_000),
+    ("address", "consumer", 2_000),
 ]
 
 
