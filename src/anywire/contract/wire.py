@@ -17,10 +17,10 @@ import importlib
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias
 
 from anywire.contract.address import Address
-from anywire.contract.errors import UnknownWire, Unsupported
+from anywire.contract.errors import AnywireError, UnknownWire, Unsupported
 from anywire.contract.options import Option
 from anywire.contract.traits import Traits
 from anywire.contract.waits import Steps
@@ -43,6 +43,8 @@ class Wire(ABC):
 
     schemes: ClassVar[tuple[str, ...]] = ()
     options: ClassVar[Mapping[str, Option]] = {}
+    broadcasts: ClassVar[bool] = False
+    """Whether its acceptors have a `broadcast`: one write for all subscribers of a publisher."""
 
     @abstractmethod
     def traits(self, address: Address) -> Traits:
@@ -117,10 +119,59 @@ class Acceptor(ABC):
         yield from ()
         return endpoint
 
+    def broadcast(self, greeting: bytes) -> Broadcast | None:
+        """Memory in which a publisher writes once for all subscribers that connect from now on, or None.
+
+        `greeting` is the first message of each. A connection that asks for it (option `face` is "subscription") and
+        gets it has an endpoint that the Broadcast `has`; any other is an ordinary one."""
+        return None
+
     def detach(self) -> tuple[list[int], dict[str, Any]]:
         """Give the listening descriptors away, for another process: (descriptors, state for `Wire.adopt_listener`)."""
         what = "this wire's listener can't move to another process"
         raise Unsupported(what, address=self.address, operation="detach")
+
+
+class Broadcast(Protocol):
+    """One writer's memory, which many read. `put` and `pump` by one thread at a time, all else on the loop's thread.
+
+    Its readers come and go by their connections: an endpoint that is released is removed."""
+
+    when_room: Callable[[], object] | None
+    """Called on the loop's thread: `put` may have room again."""
+    when_full: Callable[[], object] | None
+    """Called by whoever puts: there is no room, and `stalled` is to be asked from now on."""
+    when_bad: Callable[[], object] | None
+    """Called by whoever puts: `take_bad` has something."""
+
+    @property
+    def refused(self) -> int:
+        """Connections that found no place."""
+
+    def has(self, endpoint: Any) -> bool:
+        """Whether this endpoint is that of a reader."""
+
+    def join(self, endpoint: Any) -> None:
+        """Give the reader its greeting, and then every message from now on."""
+
+    def remove(self, endpoint: Any, why: int = ...) -> None:
+        """Wait for the reader no more. `why`: the milliseconds for which it read nothing, if that is the reason."""
+
+    def put(self, data: bytes, prefix: bytes | None = None) -> bool:
+        """Show a message to all readers, `prefix` right before it: False when there is no room now."""
+
+    def pump(self) -> bool:
+        """Go on with a message that went in part: True when nothing is left of it."""
+
+    def stalled(self, patience: float, anew: bool = False) -> tuple[list[Any], float | None]:
+        """Endpoints of readers that read nothing for `patience` seconds while `put` waited for them, and the seconds
+        until there may be more (None: nobody is waited for). `anew`: their time begins now."""
+
+    def take_bad(self) -> list[tuple[Any, AnywireError]]:
+        """Readers that can't go on, and why: TooLarge, a message over their limit went; else they broke the rules."""
+
+    def close(self) -> None:
+        """Nothing is written any more."""
 
 
 _BUILT_IN = {

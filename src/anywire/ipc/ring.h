@@ -37,6 +37,8 @@ typedef struct {
     _Atomic uint64_t echo;
     /* The producer's. */
     _Alignas(AW_LINE) _Atomic uint64_t head;    /* bytes published since the beginning */
+    _Atomic uint64_t start;                     /* of a broadcast: where this consumer begins, 0 until it has joined */
+    _Atomic uint32_t dropped;                   /* of a broadcast: nothing here is kept for this consumer any more */
     /* The consumer's. */
     _Alignas(AW_LINE) _Atomic uint64_t tail;    /* bytes consumed since the beginning */
     _Atomic uint64_t taken;                     /* messages handed to the application */

@@ -26,7 +26,7 @@ from anywire.patterns.incoming import FEW, SMALL, Incoming, Losses
 from anywire.patterns.publishing import Mode, PublisherStats
 from anywire.patterns.service import Service
 from anywire.patterns.terms import largest, need_channels, of_the_wire
-from anywire.wires.plan import CONNECT_TIMEOUT, HANDSHAKE_TIMEOUT
+from anywire.wires.plan import CONNECT_TIMEOUT, HANDSHAKE_TIMEOUT, plan_for
 
 
 class Publisher:
@@ -346,17 +346,11 @@ def subscribe(
         return own
     need_channels([address], "subscribe")
     incoming = Incoming(address, losses, largest(max_message))
+    plan = plan_for(address, "subscription", "connect", max_message, handshake_timeout, wire_options)
     deadline = None if wait is None else time.monotonic() + wait
     while True:
-        channel = sync.connect(
-            address,
-            timeout=timeout,
-            wait=None if deadline is None else max(0.0, deadline - time.monotonic()),
-            max_message=max_message,
-            handshake_timeout=handshake_timeout,
-            authorize=authorize,
-            **wire_options,
-        )
+        left = None if deadline is None else max(0.0, deadline - time.monotonic())
+        channel = Channel(sync._connect(plan, timeout, left, authorize))
         try:
             channel.send(control(SUBSCRIBE), timeout=handshake_timeout)
             incoming.greeted(channel.recv(timeout=handshake_timeout))

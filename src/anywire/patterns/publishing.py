@@ -26,6 +26,7 @@ from anywire.contract.address import Address
 from anywire.contract.channel import Channel
 from anywire.contract.errors import AnywireError, BadFrame, ChannelClosed, EndOfChannel, PeerLost, Refused, TooLarge
 from anywire.contract.peer import Peer
+from anywire.contract.wire import wire_for
 from anywire.facade import Authorize, Server, serve
 from anywire.patterns.controls import (
     END,
@@ -185,7 +186,7 @@ class Publisher:
             return
         subscriber = _Subscriber(channel)
         self._counts["joined"] += 1
-        self._log.join(subscriber.place)
+        self._join(subscriber)
         self._subscribers[subscriber.place] = subscriber
         watching = asyncio.create_task(self._watch(subscriber))
         try:
@@ -256,11 +257,17 @@ class Publisher:
             return
         self._counts[count] += 1
         del self._subscribers[subscriber.place]
-        self._log.leave(subscriber.place)
+        self._leave(subscriber)
         subscriber.wake()
         self._turns.wake()
         if error is not None and not self._closed:
             log.info("%s", told("publish", subscriber.channel.address, error))
+
+    def _join(self, subscriber: _Subscriber) -> None:
+        self._log.join(subscriber.place)
+
+    def _leave(self, subscriber: _Subscriber) -> None:
+        self._log.leave(subscriber.place)
 
     async def _feed(self, subscriber: _Subscriber) -> bool:
         """Hand the log's messages to one channel, as it takes them: whether all, and the end, were handed over."""
@@ -501,7 +508,12 @@ def publish(
     if own is not None:
         return own
     options = {"authorize": authorize, "backlog": backlog}
-    return Publisher(
+    made: type[Publisher] = Publisher
+    if mode == "reliable" and any(wire_for(address).broadcasts for address in addresses):
+        from anywire.patterns.shared import SharingPublisher  # which is a Publisher, and of use to few
+
+        made = SharingPublisher
+    return made(
         addresses,
         mode=mode,
         stall_timeout=stall_timeout,

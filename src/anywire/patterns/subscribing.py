@@ -16,11 +16,11 @@ from anywire.contract.channel import Channel
 from anywire.contract.counters import Stats
 from anywire.contract.errors import AnywireError, EndOfChannel, PeerLost, TimedOut
 from anywire.contract.peer import Peer
-from anywire.facade import Authorize, Connecting, connect
+from anywire.facade import Authorize, Connecting, _connect
 from anywire.patterns.controls import LEAVING, SIZE, SUBSCRIBE, control
 from anywire.patterns.incoming import FEW, SMALL, Incoming, Losses
 from anywire.patterns.terms import largest, need_channels, of_the_wire
-from anywire.wires.plan import CONNECT_TIMEOUT, HANDSHAKE_TIMEOUT
+from anywire.wires.plan import CONNECT_TIMEOUT, HANDSHAKE_TIMEOUT, plan_for
 
 
 class Subscription:
@@ -192,19 +192,13 @@ def subscribe(
         return own
     need_channels([address], "subscribe")
     incoming = Incoming(address, losses, largest(max_message))
+    plan = plan_for(address, "subscription", "connect", max_message, handshake_timeout, wire_options)
+
     async def make() -> Subscription:
         deadline = None if wait is None else time.monotonic() + wait
         while True:
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            channel = await connect(
-                address,
-                timeout=timeout,
-                wait=left,
-                max_message=max_message,
-                handshake_timeout=handshake_timeout,
-                authorize=authorize,
-                **wire_options,
-            )
+            channel = await _connect(Channel, plan, timeout, left, authorize)
             try:
                 await channel.send(control(SUBSCRIBE), timeout=handshake_timeout)
                 incoming.greeted(await channel.recv(timeout=handshake_timeout))

@@ -23,6 +23,7 @@ cdef extern from "anywire/ipc/ring.h" nogil:
         uint32_t kind, length
         const char* data
     uint64_t aw_space(uint64_t length)
+    int aw_see_tail(aw_producer* p)
     int aw_has_room(aw_producer* p, uint64_t length)
     char* aw_slot(aw_producer* p)
     void aw_commit(aw_producer* p, uint32_t kind, uint32_t length)
@@ -48,6 +49,8 @@ cdef struct Extent:
     uint32_t start, count          # in units
     void* loan                     # a ShmLoan of ours that may still be written to, NULL: none
     bint flying                    # the receiver has it
+    uint64_t readers               # of a broadcast: a bit for each reader that has it
+    uint64_t at                    # of a broadcast: where the record is that refers to it
 
 
 cdef class Region:
@@ -70,6 +73,8 @@ cdef class Outgoing:
     cdef int bell                                # blocking front: an eventfd to ring then, -1: nobody waits
     cdef Extent extents[MOST_EXTENTS]
     cpdef close_descriptors(self)
+    cdef int make_control(self) except -1
+    cdef int share(self, Outgoing other) except -1
     cdef int collect(self) except -1
     cdef uint32_t find(self, uint32_t unit) noexcept
     cdef void free(self, uint32_t i) noexcept

@@ -239,19 +239,23 @@ cdef class Outgoing:
 
     def __init__(self, size_t ring_size, size_t pool_size):
         """Create memory for a ring and a pool of so many bytes. Raises OSError when there is none."""
-        cdef aw_control* control
         self.ring_size = ring_size
         self.pool_size = pool_size
-        self.nonce = int.from_bytes(os.urandom(8), "little")
         self.data_fd = os.memfd_create("anywire-shm-data", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.ftruncate(self.data_fd, ring_size + pool_size)
         os.posix_fallocate(self.data_fd, 0, ring_size)      # no memory shows here, not as SIGBUS at the first touch
+        self.data_region = map_data(self.data_fd, ring_size, pool_size, PROT_READ | PROT_WRITE)
+        fcntl.fcntl(self.data_fd, fcntl.F_ADD_SEALS, DATA_SEALS)
+        self.make_control()
+
+    cdef int make_control(self) except -1:
+        """A control page for the data that is there."""
+        cdef aw_control* control
+        self.nonce = int.from_bytes(os.urandom(8), "little")
         self.control_fd = os.memfd_create("anywire-shm-control", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.ftruncate(self.control_fd, CONTROL_BYTES)
         os.posix_fallocate(self.control_fd, 0, CONTROL_BYTES)
-        self.data_region = map_data(self.data_fd, ring_size, pool_size, PROT_READ | PROT_WRITE)
         self.control_region = map_control(self.control_fd)
-        fcntl.fcntl(self.data_fd, fcntl.F_ADD_SEALS, DATA_SEALS)
         fcntl.fcntl(self.control_fd, fcntl.F_ADD_SEALS, CONTROL_SEALS)
         control = <aw_control*> self.control_region.base
         control.magic = AW_RING_MAGIC
@@ -259,8 +263,17 @@ cdef class Outgoing:
         control.nonce = self.nonce
         self.ring.data = self.data_region.base
         self.ring.control = control
-        self.ring.size = ring_size
-        self.pool = self.data_region.base + 2 * ring_size
+        self.ring.size = self.ring_size
+        self.pool = self.data_region.base + 2 * self.ring_size
+        return 0
+
+    cdef int share(self, Outgoing other) except -1:
+        """Show another peer the data of `other`: the same memory, a control page of its own."""
+        self.ring_size = other.ring_size
+        self.pool_size = other.pool_size
+        self.data_fd = os.dup(other.data_fd)
+        self.data_region = other.data_region
+        return self.make_control()
 
     def __dealloc__(self):
         self.close_descriptors()

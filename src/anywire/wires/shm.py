@@ -39,6 +39,7 @@ from anywire.framing.preamble import MAGIC, Preamble, decode, missing, refuse
 from anywire.wires import establish, sockets, unix
 from anywire.wires._descriptor import UnixBytes
 from anywire.wires._shm import VERSION, Incoming, Outgoing, ShmEndpoint
+from anywire.wires._shm_broadcast import MOST_READERS, Broadcast, BroadcastReader, Seat, SeatedEndpoint
 from anywire.wires._shm_stream import ShmStream
 
 log = logging.getLogger("anywire")
@@ -47,6 +48,9 @@ MEMORY = 2
 """Extension of the preamble: what the sender's memory is (`_HELLO`), and then the CPUs that it may run on."""
 NO_MEMORY = 3
 """Extension: why there is no shared memory on this connection, UTF-8; both sides go on over the socket."""
+BROADCAST = 4
+"""Extension: the connecting side is a subscriber that can read a broadcast; the listening one lets it read its own, and
+this is what the subscriber's first `recv` brings. Who does not know it makes an ordinary connection."""
 _HELLO = struct.Struct("<IIQQQ")
 _STREAM = 1
 """Flag of `_HELLO`: bytes, not messages."""
@@ -54,6 +58,8 @@ _MAPPED = b"M"
 _CONTROL = socket.CMSG_SPACE(8 * 4) + socket.CMSG_SPACE(12)
 """Bytes of ancillary data: up to 8 descriptors (two are right), and who wrote (unix(7), SCM_CREDENTIALS)."""
 _LEAST, _MOST = 4096, 1 << 30
+_ANSWERS = 1 << 20
+"""Bytes of a subscriber's pool: it only says that it takes messages, or leaves."""
 
 TRAITS = Traits(
     kind=frozenset({"message", "stream"}),
@@ -101,6 +107,7 @@ class ShmWire(Wire):
     """The shared-memory wire."""
 
     schemes: ClassVar[tuple[str, ...]] = ("shm", "shm+unix")
+    broadcasts: ClassVar[bool] = True
     options: ClassVar[Mapping[str, Option]] = {
         option.name: option
         for option in (
@@ -158,9 +165,19 @@ class ShmAcceptor(sockets.SocketAcceptor):
     def __init__(self, wire: ShmWire, address: Address, sock: socket.socket, options: Mapping[str, Any]) -> None:
         super().__init__(wire, address, sock, self._endpoint, self._hear)
         self._options = options
+        self._broadcast: Broadcast | None = None
+
+    def broadcast(self, greeting: bytes) -> Broadcast | None:
+        """One ring for all subscribers that come from now on; None without memory for it."""
+        try:
+            self._broadcast = Broadcast(self._options["ring"], self._options["pool"], greeting)
+        except (OSError, MemoryError) as error:
+            log.warning("publish %s: no memory for a broadcast, each subscriber has a ring: %s", self.address, error)
+        return self._broadcast
 
     def _endpoint(self, sock: socket.socket, name: Any) -> ShmEndpoint:
         meeting = Meeting(sock, self.address, self.wire, self._options, "accept")
+        meeting.broadcast = self._broadcast
         endpoint = HeardEndpoint(sock.fileno(), self.address, meeting.peer, self.wire, self._options["max_message"])
         endpoint.half = meeting
         return endpoint
@@ -219,6 +236,8 @@ class Meeting:
         self.options = options
         self.operation = operation
         self.may_fall_back = address.scheme == "shm+unix"
+        self.subscribes = options["face"] == "subscription"
+        self.broadcast: Broadcast | None = None
         self.peer = replace(unix.peer_of(sock), wire=address.scheme)
         self.deadline = time.monotonic() + options["handshake_timeout"]
         self.theirs: Preamble | None = None
@@ -274,10 +293,17 @@ class Meeting:
             self.drop()
             return None
         inc: Incoming | None
+        ours: Outgoing | None
         ours, why = None, theirs.extensions.get(NO_MEMORY, b"").decode("utf-8", "replace")
         if not why:
             inc, why = self._map(theirs)
-            if inc is not None:
+            if inc is not None and self.broadcast is not None and BROADCAST in theirs.extensions:
+                ours = self.broadcast.admit()
+                if ours is None:
+                    why = f"{MOST_READERS} subscribers read this broadcast, and that is as many as can"
+                    yield from self._send(refuse(why), None)
+                    raise Refused(why, address=str(self.address), operation="accept")
+            elif inc is not None:
                 ours, why = self._make()
         if ours is None:
             if not self.may_fall_back:
@@ -303,6 +329,8 @@ class Meeting:
     def _make(self) -> tuple[Outgoing | None, str]:
         """Our memory, or why there is none."""
         try:
+            if self.subscribes:
+                return Outgoing(_LEAST, _ANSWERS), ""
             return Outgoing(self.options["ring"], self.options["pool"]), ""
         except (OSError, MemoryError) as error:
             return None, f"no shared memory: {error.strerror if isinstance(error, OSError) else error}"
@@ -338,6 +366,8 @@ class Meeting:
             cpus = sum(1 << cpu for cpu in os.sched_getaffinity(0))
             hello = _HELLO.pack(VERSION, self._flags(), ours.ring_size, ours.pool_size, ours.nonce)
             extensions = {MEMORY: hello + cpus.to_bytes((cpus.bit_length() + 7) // 8, "little")}
+            if self.subscribes or isinstance(ours, Seat):
+                extensions[BROADCAST] = ours.greeting if isinstance(ours, Seat) else b""
         return Preamble(self.options["max_message"], extensions=extensions).encode()
 
     def _flags(self) -> int:
@@ -348,7 +378,14 @@ class Meeting:
         cpus |= sum(1 << cpu for cpu in os.sched_getaffinity(0))
         death = self._pidfd()
         ours.close_descriptors()
-        endpoint = ShmEndpoint(self.sock.detach(), self.address, self.peer, self.wire, self.options["max_message"])
+        made: type[ShmEndpoint] = ShmEndpoint
+        if isinstance(ours, Seat):
+            made = SeatedEndpoint
+        elif self.subscribes and BROADCAST in theirs.extensions:
+            made = BroadcastReader
+        endpoint = made(self.sock.detach(), self.address, self.peer, self.wire, self.options["max_message"])
+        if isinstance(endpoint, BroadcastReader):
+            endpoint.begin(theirs.extensions[BROADCAST])
         endpoint.complete(
             ours, inc, death, min(theirs.max_message, 1 << 62), self.options["waiting"], self.options["spin_us"],
             cpus.bit_count() < 2,
