@@ -1018,7 +1018,7 @@ cdef class Core:
         cdef uint64_t tail = mp_progress(r)
         cdef int result = put(self._writer.outgoing, message, self._writer.bell, self.most, patience)
         cdef int64_t end
-        if result == MP_BUSY and block and message.m.total < r.size // 4:
+        if result == MP_BUSY and block and message.m.total < r.size // 8 * 5:
             end = mp_now() + 1000000000
             while result == MP_BUSY and mp_progress(r) != tail and mp_now() < end:
                 tail = mp_progress(r)

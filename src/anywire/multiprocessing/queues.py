@@ -36,7 +36,7 @@ from typing import Any
 from anywire.multiprocessing._ring import Core, Memory, Ring, SimpleCore, Turnstile
 from anywire.multiprocessing.connection import Connection, bells
 
-SIZE = 1 << 20
+SIZE = 1 << 21
 """Bytes of a queue's ring. What is longer than a quarter of it goes in pieces."""
 IDLE = 1.0
 """Seconds after which a feeder with nothing to do ends."""

@@ -473,10 +473,15 @@ again:
         mp_release(&s->put);
         return result;
     }
-    /* Never begin what can't go on: without waiting only what fits at once. */
-    if (patience == 0 && !mp_room(r, m->total + 8 + (m->total / mp_piece(r) + 2) * 16)) {
+    /* Who won't wait for ever begins what the ring can hold only when it does: nothing is to be given up half-way. */
+    n = m->total + 8 + (m->total / mp_piece(r) + 2) * 16;
+    if (patience != MP_FOREVER && (patience == 0 || n <= r->size / 4 * 3) && !mp_room(r, n)) {
         mp_release(&s->put);
-        return MP_BUSY;
+        if (patience == 0)
+            return MP_BUSY;
+        if ((result = mp_wait_space(r, n, bell, deadline)) != MP_OK)
+            return result == MP_TIMEDOUT ? MP_BUSY : result;
+        goto again;
     }
     s->writing = 1;
     m->middle = 1;
