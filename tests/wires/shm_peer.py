@@ -29,6 +29,7 @@ SEAL, SHRINK, GROW, WRITE, FUTURE_WRITE = 1, 2, 4, 8, 16
 DATA_SEALS = SHRINK | GROW | FUTURE_WRITE | SEAL
 CONTROL_SEALS = SHRINK | GROW | SEAL
 HELLO = struct.Struct("<IIQQQ")
+STREAM = 1
 
 
 def preamble(extensions: dict[int, bytes], max_message: int = 1 << 20, flags: int = 0) -> bytes:
@@ -73,9 +74,11 @@ class Memories:
         struct.pack_into("<Q", self.control, NONCE_AT, there)
         self.head = 0
 
-    def hello(self, version: int = VERSION, ring: int | None = None, pool: int | None = None) -> bytes:
+    def hello(
+        self, version: int = VERSION, ring: int | None = None, pool: int | None = None, flags: int = 0
+    ) -> bytes:
         return HELLO.pack(
-            version, 0, self.ring if ring is None else ring, self.pool if pool is None else pool, self.nonce
+            version, flags, self.ring if ring is None else ring, self.pool if pool is None else pool, self.nonce
         )
 
     def close(self) -> None:
@@ -104,7 +107,7 @@ class Memories:
         self.set("Q", HEAD, self.head & (1 << 64) - 1)
 
     def set(self, form: str, offset: int, value: int) -> None:
-        struct.pack_into("<" + form, self.control, offset, value)
+        struct.pack_into("<" + form, self.control, offset, value & (1 << 8 * struct.calcsize(form)) - 1)
 
     def get(self, form: str, offset: int) -> int:
         return int(struct.unpack_from("<" + form, self.control, offset)[0])
@@ -123,7 +126,7 @@ class Theirs:
         struct.pack_into("<Q", self.control, ECHO_AT, self.nonce)
 
     def set(self, form: str, offset: int, value: int) -> None:
-        struct.pack_into("<" + form, self.control, offset, value)
+        struct.pack_into("<" + form, self.control, offset, value & (1 << 8 * struct.calcsize(form)) - 1)
 
     def get(self, form: str, offset: int) -> int:
         return int(struct.unpack_from("<" + form, self.control, offset)[0])
@@ -171,12 +174,12 @@ def dial(address: str) -> socket.socket:
     return sock
 
 
-def meet(address: str, ours: Memories) -> tuple[socket.socket, Theirs]:
+def meet(address: str, ours: Memories, flags: int = 0) -> tuple[socket.socket, Theirs]:
     """Connect by all rules."""
     sock = dial(address)
-    socket.send_fds(sock, [preamble({2: ours.hello() + b"\x03"})], ours.fds)
-    flags, extensions, fds = read_preamble(sock)
-    assert not flags & 1, extensions
+    socket.send_fds(sock, [preamble({2: ours.hello(flags=flags) + b"\x03"})], ours.fds)
+    refused, extensions, fds = read_preamble(sock)
+    assert not refused & 1, extensions
     theirs = Theirs(fds, extensions[2])
     theirs.prove()
     sock.sendall(b"M")

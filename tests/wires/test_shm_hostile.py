@@ -215,6 +215,68 @@ def test_a_flood_of_tokens_does_not_hold_up_a_timeout():
         thread.join()
 
 
+@contextlib.contextmanager
+def attacker(address, kind, flags=0):
+    """A second process that publishes the same empty record for ever, as fast as it is consumed."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            ours = raw.Memories()
+            met = raw.meet(address, ours, flags)
+            for at in range(0, ours.ring, 8):
+                ours.put(at, struct.pack("<II", 0, kind))
+            while met:
+                ours.set("Q", raw.HEAD, ours.get("Q", raw.TAIL) + ours.ring)
+        finally:
+            os._exit(1)
+    try:
+        yield
+    finally:
+        os.kill(pid, 9)
+        os.waitpid(pid, 0)
+
+
+@pytest.mark.parametrize("how", ["copy", "in place", "into"])
+@pytest.mark.parametrize("kind", [raw.ABANDONED, raw.END])
+def test_empty_records_for_ever_do_not_hold_up_a_timeout(kind, how):
+    address = f"shm://anywire-evil-{os.getpid()}-{next(_names)}"
+    with sync.listen(address, pool="1MiB") as listener, attacker(address, kind):
+        channel = listener.accept()
+        with pytest.raises((anywire.TimedOut, anywire.BadFrame)):
+            if how == "into":
+                channel.recv_into(bytearray(10), timeout=0.2)
+            else:
+                channel.recv(copy=how == "copy", timeout=0.2)
+        channel.abort()
+
+    async def main():
+        address = f"shm://anywire-evil-{os.getpid()}-{next(_names)}"
+        async with anywire.listen(address, pool="1MiB") as listener:
+            with attacker(address, kind):
+                channel = await listener.accept()
+                if how == "into":
+                    receiving = asyncio.create_task(channel.recv_into(bytearray(10), timeout=0.2))
+                else:
+                    receiving = asyncio.create_task(channel.recv(copy=how == "copy", timeout=0.2))
+                await asyncio.sleep(0.1)             # others have their turns meanwhile
+                with pytest.raises((anywire.TimedOut, anywire.BadFrame)):
+                    await receiving
+                channel.abort()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("kind", [raw.INLINE, raw.END])
+def test_empty_records_for_ever_do_not_hold_up_a_stream(kind):
+    address = f"shm://anywire-evil-{os.getpid()}-{next(_names)}"
+    with sync.listen_stream(address, pool="1MiB") as listener, attacker(address, kind, raw.STREAM):
+        stream = listener.accept()
+        with pytest.raises((anywire.TimedOut, anywire.BadFrame)):
+            while stream.read(timeout=0.2) == b"":    # an end, which is said once
+                pass
+        stream.abort()
+
+
 def test_what_the_peer_says_it_took_is_at_most_what_was_sent():
     with Met() as (channel, _, theirs):
         channel.send(b"one")

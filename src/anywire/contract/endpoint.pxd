@@ -73,6 +73,7 @@ cdef class MessageEndpoint:
     cdef public object wire
     cdef public bint doorbell            # one descriptor rings for both, data and room: it is only ever read
     cdef bint quick                      # it has put_quick and take_quick
+    cdef bint again                      # "nothing here" meant: more is here, but others get a turn first
     cdef public bint asynchronous        # its front is the async one (set for endpoints with a doorbell)
     cdef public int death_fd             # with a doorbell: readable when the peer process is dead, -1: none
     cdef public double wake_at           # monotonic seconds: a receiver that waits tries again then; 0: never

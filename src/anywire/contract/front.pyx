@@ -221,6 +221,9 @@ cdef class Operation:
         self.waiter.reset()
         self.mask = self.front.end.want
         self.front.watch(self.mask)
+        if self.front.end.again:
+            self.front.end.again = False
+            self.front._notified()
         if self.timeout is not None and self.timer is None:
             self.timer = self.front.loop.call_later(self.timeout, self.expire)
         if self.front.end.wake_at > 0 and self.mask & READ and self.alarm is None:

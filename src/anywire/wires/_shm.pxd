@@ -121,6 +121,7 @@ cdef class ShmEndpoint(MessageEndpoint):
     cdef uint64_t frees_seen                     # AW_AN_EXTENT: `frees` when the pool had no place
     cdef uint64_t checked                        # tick of the last look whether the peer lives
     cdef unsigned int flurry
+    cdef unsigned int pieces                     # records that were no whole message
     cdef readonly Py_ssize_t private_loans
     cdef readonly Py_ssize_t doorbells           # rung here, for the peer
     # A long message on its way out.
@@ -149,6 +150,7 @@ cdef class ShmEndpoint(MessageEndpoint):
     cdef bint room_came(self, uint64_t need) except -1
     cdef bint can_send(self, Outgoing out) noexcept
     cdef void shut(self) noexcept
+    cdef bint enough(self) noexcept
     cdef int no_room(self, uint64_t n, Py_ssize_t size) except -1
     cdef int put_long(self, const char* p, Py_ssize_t n, object keep) except -1
     cdef int refer(self, uint32_t kind, uint64_t offset, uint64_t length, uint64_t total, bint contiguous) except -1

@@ -45,7 +45,7 @@ cdef class ShmBytes(ByteEndpoint):
             if inc is None:
                 end.need_open_here()
             r = aw_peek(&inc.ring, &record)
-            if r > 0 and record.kind == BYTES and <Py_ssize_t> record.length >= self.offset:
+            if r > 0 and record.kind == BYTES and <Py_ssize_t> record.length >= self.offset and record.length:
                 part = min(<Py_ssize_t> n - done, <Py_ssize_t> record.length - self.offset)
                 memcpy(p + done, record.data + self.offset, part)
                 done += part
@@ -59,7 +59,7 @@ cdef class ShmBytes(ByteEndpoint):
                 continue
             if done:
                 break
-            if r > 0 and record.kind == END:
+            if r > 0 and record.kind == END and not end.ended:
                 aw_advance(&inc.ring, record.length)
                 aw_release_records(&inc.ring)
                 end.ended = True
