@@ -1,10 +1,14 @@
-"""How fast does one publisher reach four subscribers in other processes? Beside pyzmq's PUB/SUB, both on Unix sockets.
+"""How fast does one publisher reach four subscribers in other processes, over Unix sockets and through shared memory?
+
+Beside pyzmq's PUB/SUB, also on Unix sockets, and iceoryx2, also in shared memory.
 
 The publisher has one CPU, its four subscribers share the other one. It publishes as fast as it may for a while; the
 rate is what the slowest subscriber received, from the first send to its last message, and `lost` what it did not
 receive. anywire's `publish` is reliable: nothing is lost. ZeroMQ's PUB drops what is over its high-water mark; the peer
 to beat is therefore the same with XPUB_NODROP, which waits instead, and the dropping one is shown beside it. To be
-shown: as many messages as pyzmq, with asyncio on both sides and blocking on both sides. CPU time for a message is that
+shown: as many messages as pyzmq, with asyncio on both sides and blocking on both sides; in shared memory as many as
+iceoryx2, where both senders copy the message in and both receivers look at it in place. iceoryx2's subscribers have no
+way to sleep until something comes: they look, and give way to the others on their CPU. CPU time for a message is that
 of the sender, and of one receiver; it hardly depends on what else the machine does, which the rate does.
 """
 
@@ -13,8 +17,10 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import ctypes
 import importlib
 import importlib.util
+import itertools
 import os
 import sys
 import time
@@ -25,12 +31,24 @@ from benchmarks.harness import CLIENT_CORE, SERVER_CORE, Child, Report, options
 
 SUBSCRIBERS = 4
 SIZES = (1 << 10, 64 << 10, 1 << 20)
-PAIRS = {"anywire asyncio": "pyzmq asyncio, no drops", "anywire blocking": "pyzmq, no drops"}
+IOX = "iceoryx2, in place"
+IN_PLACE = "anywire shm blocking, in place"
+PAIRS = {
+    "anywire asyncio": "pyzmq asyncio, no drops",
+    "anywire blocking": "pyzmq, no drops",
+    "anywire shm asyncio": "pyzmq asyncio, no drops",
+    "anywire shm blocking": "pyzmq, no drops",
+    IN_PLACE: IOX,
+}
 DROPPING = "pyzmq, dropping"
 LAST = b"the last one"
 MARK = 1000
 """ZeroMQ's default high-water mark, in messages, on each side. Both libraries get the same depth: subscribers that
 share a CPU run one after the other, and what one can take in its slice of time is what waits for it."""
+
+
+RING = {"ring": "2MiB"}
+"""The same on shm: its ring is what a subscriber may be behind in messages of 1 KiB."""
 
 
 def say(*words: object) -> None:
@@ -47,9 +65,13 @@ def orders() -> Any:
 # -- anywire ---
 
 
+def ring(address: str) -> dict[str, Any]:
+    return RING if address.startswith("shm") else {}
+
+
 async def publish_asyncio(address: str) -> None:
     anywire = importlib.import_module("anywire")
-    async with anywire.publish(address, depth=2 * MARK) as publisher:
+    async with anywire.publish(address, depth=2 * MARK, **ring(address)) as publisher:
         say("READY")
         while len(publisher.subscribers) < SUBSCRIBERS:
             await asyncio.sleep(0.01)
@@ -80,7 +102,7 @@ async def subscribe_asyncio(address: str) -> None:
 
 def publish_blocking(address: str) -> None:
     sync = importlib.import_module("anywire.sync")
-    with sync.publish(address, depth=2 * MARK) as publisher:
+    with sync.publish(address, depth=2 * MARK, **ring(address)) as publisher:
         say("READY")
         while len(publisher.subscribers) < SUBSCRIBERS:
             time.sleep(0.01)
@@ -105,6 +127,86 @@ def subscribe_blocking(address: str) -> None:
                 count = 0
             else:
                 count += 1
+
+
+def subscribe_in_place(address: str) -> None:
+    sync = importlib.import_module("anywire.sync")
+    with sync.subscribe(address, wait=10) as subscription:
+        say("READY")
+        count = 0
+        with contextlib.suppress(importlib.import_module("anywire").EndOfChannel):
+            while True:
+                with subscription.recv(copy=False) as message:
+                    last = len(message) == len(LAST)
+                if last:
+                    say(count, time.monotonic(), time.process_time())
+                    count = 0
+                else:
+                    count += 1
+
+
+# -- iceoryx2 ---
+
+
+def iox_services(address: str) -> list[Any]:
+    """A service for each size, in the order of SIZES, in which they are measured."""
+    iox = importlib.import_module("iceoryx2")
+    iox.set_log_level(iox.LogLevel.Error)
+    node = iox.NodeBuilder.new().create(iox.ServiceType.Ipc)
+    services = [node]                   # which must live as long as they do
+    for size in SIZES:
+        builder = node.service_builder(iox.ServiceName.new(f"{address}/{size}"))
+        builder = builder.publish_subscribe(iox.Slice[ctypes.c_uint8]).enable_safe_overflow(False)
+        builder = builder.subscriber_max_buffer_size(max(8, min(2 * MARK, (2 << 20) // size)))
+        services.append(builder.open_or_create())
+    return services
+
+
+def iox_publish(address: str) -> None:
+    iox = importlib.import_module("iceoryx2")
+    node, *services = iox_services(address)
+    publishers = {}
+    for size, service in zip(SIZES, services, strict=True):
+        builder = service.publisher_builder().initial_max_slice_len(size)
+        publishers[size] = builder.backpressure_strategy(iox.BackpressureStrategy.RetryUntilDelivered).create()
+    say("READY")
+    while any(service.dynamic_config.number_of_subscribers < SUBSCRIBERS for service in services):
+        time.sleep(0.01)
+
+    def send(size: int, message: bytes) -> None:
+        sample = publishers[size].loan_slice_uninit(size)
+        ctypes.memmove(sample.payload_ptr, message, size)
+        sample.assume_init().send()
+
+    for size, seconds in orders():
+        message, count, begun = bytes(size), 0, time.monotonic()
+        while time.monotonic() < begun + seconds:
+            for _ in range(16):
+                send(size, message)
+            count += 16
+        send(size, LAST.ljust(size))
+        say(count, begun, time.process_time())
+    del node
+
+
+def iox_subscribe(address: str) -> None:
+    node, *services = iox_services(address)
+    subscribers = [service.subscriber_builder().create() for service in services]
+    say("READY")
+    for subscriber in itertools.cycle(subscribers):
+        count = 0
+        while True:
+            sample = subscriber.receive()
+            if sample is None:
+                os.sched_yield()
+                continue
+            if ctypes.c_uint8.from_address(sample.payload_ptr).value:
+                del sample
+                break
+            del sample
+            count += 1
+        say(count, time.monotonic(), time.process_time())
+    del node
 
 
 # -- pyzmq ---
@@ -206,9 +308,13 @@ def zmq_subscribe_blocking(address: str) -> None:
 def serve(name: str, address: str) -> None:
     role, _, contender = name.partition(" ")
     publishes = role == "publish"
-    if contender == "anywire asyncio":
+    if contender.startswith("anywire") and contender.endswith("asyncio"):
         asyncio.run((publish_asyncio if publishes else subscribe_asyncio)(address))
-    elif contender == "anywire blocking":
+    elif contender == IN_PLACE and not publishes:
+        subscribe_in_place(address)
+    elif contender == IOX:
+        (iox_publish if publishes else iox_subscribe)(address)
+    elif contender.startswith("anywire"):
         (publish_blocking if publishes else subscribe_blocking)(address)
     elif contender == "pyzmq asyncio, no drops":
         asyncio.run((zmq_publish_asyncio if publishes else zmq_subscribe_asyncio)(address))
@@ -223,7 +329,9 @@ class Group:
 
     def __init__(self, stack: contextlib.ExitStack, contender: str, number: int) -> None:
         name = f"anywire-broadcast-{os.getpid()}-{number}"
-        address = f"unix:@{name}" if contender.startswith("anywire") else f"ipc://@{name}"
+        address = f"ipc://@{name}"
+        if contender.startswith("anywire"):
+            address = f"shm://{name}" if " shm " in contender else f"unix:@{name}"
 
         def child(core: int, role: str) -> Child:
             what = ("--serve", f"{role} {contender}", "--address", address)
@@ -259,13 +367,17 @@ def main() -> None:
     if arguments.serve:
         serve(arguments.serve, arguments.address)
         return
-    report = Report("broadcast: one publisher, four subscribers", ("anywire", "pyzmq"))
+    report = Report("broadcast: one publisher, four subscribers", ("anywire", "pyzmq", "iceoryx2"))
     report.begin()
     names = list(PAIRS)
-    if importlib.util.find_spec("zmq"):
-        names += [*PAIRS.values(), DROPPING]
-    else:
-        report.note("pyzmq is not installed, and left out")
+    for module, package, theirs in (
+        ("zmq", "pyzmq", [*dict.fromkeys(base for base in PAIRS.values() if base != IOX), DROPPING]),
+        ("iceoryx2", "iceoryx2", [IOX]),
+    ):
+        if importlib.util.find_spec(module):
+            names += theirs
+        else:
+            report.note(f"{package} is not installed, and left out")
     with contextlib.ExitStack() as stack:
         groups = {name: Group(stack, name, number) for number, name in enumerate(names)}
         for number in range(arguments.rounds):
