@@ -73,7 +73,6 @@ cdef extern from "records.h" nogil:
         unsigned char *data
         uint64_t size
         uint64_t mask
-        int spin
         int most_spin
         int lock_spins
     ctypedef struct mp_part:
@@ -422,9 +421,9 @@ cdef class Ring:
             if mmap(self.r.data + i * size, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, memory.fd,
                     offset + PAGE) == MAP_FAILED:
                 PyErr_SetFromErrno(OSError)
-        if len(os.sched_getaffinity(0)) > 1:
-            self.r.most_spin = 50000
-            self.r.spin = 20000
+        # All CPUs, not those of this process alone: it may be pinned to one, and its peer to another.
+        if (os.cpu_count() or 1) > 1:
+            self.r.most_spin = 100000
             self.r.lock_spins = 60
 
     def words(self):

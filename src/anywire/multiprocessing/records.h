@@ -79,8 +79,8 @@ typedef struct {
     mp_shared *s;
     unsigned char *data;
     uint64_t size, mask;
-    int spin;                           /* nanoseconds a reader looks before it sleeps; 0 on one CPU */
-    int most_spin;
+    int most_spin;                      /* nanoseconds a reader looks before it sleeps; 0 on one CPU */
+    int vain, waits;                    /* how often that was in vain since it paid last; how often it was left out */
     int lock_spins;
 } mp_ring;
 
@@ -761,8 +761,10 @@ static int mp_wait(mp_ring *r, int bell, int64_t deadline, int *turn, int *spun)
     if (!mp_empty(r))
         return MP_OK;
     now = mp_now();
-    if (r->spin > 0 && !*spun) {
-        until = now + r->spin;
+    /* Look while that pays: a sleeper costs its writer a system call, and itself the way back. Where it never does, now
+     * and then, for two who sleep can't find out that both would be quick enough. */
+    if (r->most_spin && !*spun && (r->vain < 16 || ++r->waits % 64 == 0)) {
+        until = now + r->most_spin;
         if (until > deadline)
             until = deadline;
         MP_STORE(s->looking, 1);
@@ -775,11 +777,10 @@ static int mp_wait(mp_ring *r, int bell, int64_t deadline, int *turn, int *spun)
         /* A writer that found it set has published, before it cleared it: that message has no byte, so look again. */
         __atomic_exchange_n(&s->looking, 0, __ATOMIC_SEQ_CST);
         if (!mp_empty(r)) {
-            r->spin = r->spin * 2 > r->most_spin ? r->most_spin : r->spin * 2;
+            r->vain = 0;
             return MP_OK;
         }
-        if (r->spin > 2000)
-            r->spin /= 2;
+        r->vain++;
         *spun = 1;
         return MP_BUSY;
     }
