@@ -53,6 +53,8 @@ from shm_peer import (
 import anywire
 from anywire import sync
 
+Outcome = collections.Counter[str]
+
 MIB = 1 << 20
 LIMIT = MIB // 2                                  # max_message: bytes
 PATIENCE = 30                                     # seconds that a round may take at most
@@ -256,6 +258,46 @@ def attack(address: str, seed: int) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+class Attackers:
+    """One process, made before this one has threads, that makes another for each attack and tells how it ended."""
+
+    def __init__(self) -> None:
+        orders, self.orders = os.pipe()
+        self.ends, ends = os.pipe()
+        if os.fork():
+            os.close(orders)
+            os.close(ends)
+            return
+        os.close(self.orders)
+        os.close(self.ends)
+        with os.fdopen(orders) as lines:
+            for line in lines:
+                pid = os.fork()
+                if pid == 0:
+                    os._exit(attacked(*line.split()))
+                _, status = os.waitpid(pid, 0)
+                os.write(ends, struct.pack("<i", os.waitstatus_to_exitcode(status)))
+        os._exit(0)
+
+    def start(self, address: str, seed: int) -> None:
+        os.write(self.orders, f"{address} {seed}\n".encode())
+
+    def end(self) -> int:
+        (status,) = struct.unpack("<i", os.read(self.ends, 4))
+        return int(status)
+
+
+def attacked(address: str, seed: str) -> int:
+    try:
+        attack(address, int(seed))
+    except (ConnectionError, EOFError):
+        pass
+    except BaseException as error:
+        print(f"seed {seed}: the attacker: {error!r}", file=sys.stderr, flush=True)
+        return 4
+    return 0
+
+
 # --- the other side ---------------------------------------------------------------------------------------------------
 
 EXPECTED = (
@@ -263,7 +305,7 @@ EXPECTED = (
 )  # fmt: skip
 
 
-def receive_blocking(channel: Any, rng: random.Random, outcome: collections.Counter[str], end: float) -> None:
+def receive_blocking(channel: Any, rng: random.Random, outcome: Outcome, end: float) -> None:
     views = []
     buffer = bytearray(rng.choice([10, 5000, LIMIT]))
     way = rng.randrange(5)
@@ -292,7 +334,7 @@ def receive_blocking(channel: Any, rng: random.Random, outcome: collections.Coun
             outcome["TimedOut"] += 1
 
 
-def send_blocking(channel: Any, rng: random.Random, outcome: collections.Counter[str], end: float) -> None:
+def send_blocking(channel: Any, rng: random.Random, outcome: Outcome, end: float) -> None:
     while time.monotonic() < end:
         size = rng.choice([0, 8, 500, 70_000, 300_000, LIMIT])
         try:
@@ -312,7 +354,7 @@ def send_blocking(channel: Any, rng: random.Random, outcome: collections.Counter
             outcome["TimedOut"] += 1
 
 
-async def receive_async(channel: Any, rng: random.Random, outcome: collections.Counter[str], end: float) -> None:
+async def receive_async(channel: Any, rng: random.Random, outcome: Outcome, end: float) -> None:
     buffer = bytearray(rng.choice([10, 5000, LIMIT]))
     way = rng.randrange(4)
     while time.monotonic() < end:
@@ -334,7 +376,7 @@ async def receive_async(channel: Any, rng: random.Random, outcome: collections.C
             outcome["TimedOut"] += 1
 
 
-async def send_async(channel: Any, rng: random.Random, outcome: collections.Counter[str], end: float) -> None:
+async def send_async(channel: Any, rng: random.Random, outcome: Outcome, end: float) -> None:
     while time.monotonic() < end:
         size = rng.choice([0, 8, 500, 70_000, 300_000, LIMIT])
         try:
@@ -353,11 +395,11 @@ async def send_async(channel: Any, rng: random.Random, outcome: collections.Coun
 OPTIONS: dict[str, Any] = {"ring": "16KiB", "pool": "1MiB", "max_message": LIMIT, "handshake_timeout": 10}
 
 
-def blocking_round(address: str, seed: int, rng: random.Random, outcome: collections.Counter[str]) -> int:
+def blocking_round(attackers: Attackers, address: str, seed: int, rng: random.Random, outcome: Outcome) -> None:
     import threading
 
     with sync.listen(address, waiting=rng.choice(["adaptive", "sleep", "spin"]), **OPTIONS) as listener:
-        pid = start(address, seed)
+        attackers.start(address, seed)
         channel = listener.accept()
     end = time.monotonic() + 0.15
 
@@ -383,12 +425,11 @@ def blocking_round(address: str, seed: int, rng: random.Random, outcome: collect
     except EXPECTED as error:
         outcome[type(error).__name__] += 1
     channel.abort()
-    return pid
 
 
-async def async_round(address: str, seed: int, rng: random.Random, outcome: collections.Counter[str]) -> int:
+async def async_round(attackers: Attackers, address: str, seed: int, rng: random.Random, outcome: Outcome) -> None:
     async with anywire.listen(address, spin_us=rng.choice([0, 20]), **OPTIONS) as listener:
-        pid = start(address, seed)
+        attackers.start(address, seed)
         channel = await listener.accept()
     end = time.monotonic() + 0.15
     acts = [act(channel, random.Random(rng.random()), outcome, end) for act in (receive_async, send_async)]
@@ -405,38 +446,20 @@ async def async_round(address: str, seed: int, rng: random.Random, outcome: coll
     except EXPECTED as error:
         outcome[type(error).__name__] += 1
     channel.abort()
-    return pid
 
 
-def start(address: str, seed: int) -> int:
-    """The attacker, in a process of its own."""
-    pid = os.fork()
-    if pid == 0:
-        try:
-            attack(address, seed)
-        except (OSError, EOFError, ValueError) as error:
-            if not isinstance(error, (ConnectionError, EOFError)):
-                print(f"seed {seed}: the attacker: {error!r}", file=sys.stderr, flush=True)
-                os._exit(4)
-        except BaseException as error:
-            print(f"seed {seed}: the attacker: {error!r}", file=sys.stderr, flush=True)
-            os._exit(4)
-        os._exit(0)
-    return pid
-
-
-def one(seed: int, outcome: collections.Counter[str]) -> None:
+def one(attackers: Attackers, seed: int, outcome: Outcome) -> None:
     rng = random.Random(seed * 7919)
     address = f"shm://anywire-hostile-{os.getpid()}-{seed}"
     faulthandler.dump_traceback_later(PATIENCE, exit=True)
     if rng.random() < 0.5:
-        pid = blocking_round(address, seed, rng, outcome)
+        blocking_round(attackers, address, seed, rng, outcome)
     else:
-        pid = asyncio.run(async_round(address, seed, rng, outcome))
-    _, status = os.waitpid(pid, 0)
+        asyncio.run(async_round(attackers, address, seed, rng, outcome))
+    status = attackers.end()
     faulthandler.cancel_dump_traceback_later()
-    if os.waitstatus_to_exitcode(status) not in (0, -signal.SIGKILL):
-        os._exit(4)
+    if status not in (0, -signal.SIGKILL):
+        raise SystemExit(4)
 
 
 def main() -> None:
@@ -445,15 +468,16 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1, help="of the first round")
     parser.add_argument("--rounds", type=int, default=1 << 60, help="at most")
     arguments = parser.parse_args()
+    attackers = Attackers()
     faulthandler.enable()
-    outcome: collections.Counter[str] = collections.Counter()
+    outcome: Outcome = collections.Counter()
     end = time.monotonic() + arguments.seconds
     seed = arguments.seed
-    one(0, outcome)                               # what is imported late has its descriptors now
+    one(attackers, 0, outcome)                               # what is imported late has its descriptors now
     descriptors = len(os.listdir("/proc/self/fd"))
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     while time.monotonic() < end and seed < arguments.seed + arguments.rounds:
-        one(seed, outcome)
+        one(attackers, seed, outcome)
         seed += 1
     gc.collect()
     left = len(os.listdir("/proc/self/fd")) - descriptors
