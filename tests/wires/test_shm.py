@@ -239,6 +239,7 @@ def test_a_loan_larger_than_the_pool_is_private_and_arrives():
             assert theirs.recv() == data
 
 
+@pytest.mark.no_sanitize                          # ASan ends the process where malloc(3) says no
 def test_a_loan_of_more_than_any_memory_is_refused():
     with pairs() as (ours, _):
         for size in (1 << 44, (1 << 44) + 4096, (1 << 62) + 1):
