@@ -311,6 +311,21 @@ def test_a_signal_handler_may_end_a_long_put(small: int) -> None:
     q.close()
 
 
+def test_a_signal_handler_may_use_the_queue_whose_get_it_interrupted() -> None:
+    q = ours.Queue()
+    got = []
+
+    def handler(number: int, frame: object) -> None:
+        got.append(q.get(timeout=20))
+        q.put("from the handler")
+
+    with interrupted(handler, 1):
+        threading.Timer(0.3, q.put, ("from a thread",)).start()
+        assert q.get() == "from the handler"
+    assert got == ["from a thread"]
+    q.close()
+
+
 def test_readiness_is_exact_for_selectors(forked: Any) -> None:
     q = ours.SimpleQueue()
     reader = q._reader
