@@ -150,6 +150,23 @@ async def test_large_messages_that_are_kept_never_stop_the_writer(many: Many) ->
     assert await taking == list(range(41))
 
 
+async def test_a_subscriber_that_has_the_whole_pool_in_hand_and_is_busy_stops_nobody(many: Many) -> None:
+    async with many.publish(name(), pool=POOL, stall_timeout=3600) as publisher:
+        keeper = await many.subscriber(many.client(publisher))
+        count = 0
+        while held(publisher) < POOL // LARGE and publisher.try_send(message(count, LARGE)):
+            count += 1
+        sending = asyncio.ensure_future(publisher.send(message(count, LARGE)))
+        await asyncio.wait([sending], timeout=0.1)
+        assert not sending.done()                           # what nobody has read yet is waited for
+        keeping = keeper.start(broadcast_roles.take_in_place, count)
+        await sending                                       # it comes for no more messages
+        assert await keeping == list(range(count))
+        for number in range(count + 1, count + 4):
+            await publisher.send(message(number, 20_000))
+        assert await keeper.call(broadcast_roles.take_in_place, 4) == list(range(count, count + 4))
+
+
 async def test_a_message_that_is_larger_than_the_pool_arrives_in_parts(many: Many) -> None:
     async with many.publish(name(), pool=POOL, ring=1 << 16) as publisher:
         address = many.client(publisher)

@@ -184,8 +184,7 @@ class SharingPublisher(Publisher):
                 self._broadcast.remove(endpoint)
             else:
                 self._stall(subscriber)
-        if stalled:
-            self._room()
+        self._room()
         self._look_again_at = 0.0
         if again is not None:
             self._look_again_at = time.monotonic() + again

@@ -6,9 +6,10 @@ doorbell and sign of life; it begins where the writer was when it joined. The wr
 with a control page for each (`ipc/broadcast.h`), so nobody can disturb another reader, and what one writes is checked as any
 peer's is.
 
-Large messages lie in extents of the writer's pool, each with the set of readers that have it. When the pool has no place
-they go through the ring in parts: so readers that keep memory for long never make the writer wait. What makes it wait is the
-ring alone, for the slowest reader; whom it waits for too long it drops. A dropped reader is told by a word in its control
+Large messages lie in extents of the writer's pool, each with the set of readers that have it. The writer waits for the
+slowest reader when the ring is full, or the pool of messages that somebody has not read yet; whom it waits for too long it
+drops. When the pool is full of what readers have in hand, messages go through the ring in parts: so a reader that keeps memory
+for long makes nobody wait. A dropped reader is told by a word in its control
 page, at which it looks after it copied and before it hands out. Memory that the program of a dropped reader, or of one that
 left, still has in hand is not used again before it comes back or that process dies.
 
@@ -119,6 +120,7 @@ cdef class Broadcast:
     cdef list bad                  # (endpoint, error) of readers to drop, for the publisher
     cdef bint starved              # the writer waits for room: whoever rings may have made some
     cdef uint64_t need             # bytes that it waits for
+    cdef bint wants_place          # it waits for a place in the pool
     cdef object rest               # a message that goes in parts, and how much of it went
     cdef uint64_t rest_done
     cdef bint over
@@ -312,7 +314,7 @@ cdef class Broadcast:
                 continue
             if aw_see_tail(&seat.ring) < 0:
                 self.expel(seat, "a subscriber's cursor makes no sense")
-            elif self.memory.ring.head + self.need - seat.ring.tail_seen <= seat.ring.size:
+            elif not self.gates(seat):
                 seat.since = 0
             else:
                 if anew or seat.ring.tail_seen != seat.waited_at:
@@ -370,17 +372,69 @@ cdef class Broadcast:
         self.look()
         if self.room(need):                      # flags that stay set cost one token without a cause
             return True
-        self.starved = True
         self.need = need
-        now = time.monotonic()
+        self.starve()
+        return False
+
+    cdef bint gates(self, Seat seat) noexcept:
+        """Whether the writer waits for this reader."""
+        cdef aw_producer* ring = &self.memory.ring
+        return ring.head + self.need - seat.ring.tail_seen > ring.size or (self.wants_place and self.leaves_unread(seat))
+
+    cdef bint leaves_unread(self, Seat seat) noexcept:
+        """Whether something in the pool has not been read by this reader yet."""
+        cdef uint64_t bit = <uint64_t> 1 << seat.bit
+        cdef uint32_t i
+        for i in range(self.memory.count):
+            if self.memory.extents[i].readers & bit and self.memory.extents[i].at >= seat.ring.tail_seen:
+                return True
+        return False
+
+    cdef int starve(self) except -1:
+        """The writer waits: from now on for those who are in its way."""
+        cdef Seat seat
+        cdef double now = time.monotonic()
+        self.starved = True
         for seat in self.readers:
-            if ring.head + need - seat.ring.tail_seen > ring.size \
-                    and (seat.since == 0 or seat.waited_at != seat.ring.tail_seen):
+            if self.gates(seat) and (seat.since == 0 or seat.waited_at != seat.ring.tail_seen):
                 seat.since = now
                 seat.waited_at = seat.ring.tail_seen
         if self.when_full is not None:
             self.when_full()
-        return False
+        return 0
+
+    cdef Py_ssize_t place(self, size_t n) except -3:
+        """A place in the pool for a message of `n` bytes: its unit, -1 there will be none soon, -2 wait."""
+        cdef Py_ssize_t unit = -1
+        cdef Seat seat, last = None
+        if n > self.memory.pool_size // 4:
+            return -1
+        try:
+            self.collect()
+            unit = self.memory.lend(n)
+            if unit >= 0:
+                return unit
+            self.look()
+            for seat in self.readers:
+                if self.leaves_unread(seat) and (last is None or seat.ring.tail_seen < last.ring.tail_seen):
+                    last = seat
+            if last is None:
+                return -1
+            # The last one only: what the others give back before is of no use. It rings when it reads such a message, or
+            # gives one back, and goes when it does neither for long.
+            aw_want_room(&last.ring)
+            aw_fence()
+            self.look()
+            self.collect()
+            unit = self.memory.lend(n)
+        except MemoryError:
+            return -1
+        if unit >= 0:
+            return unit
+        self.need = 0
+        self.wants_place = True
+        self.starve()
+        return -2
 
     cdef int show(self) except -1:
         """Everybody may read what was committed."""
@@ -427,8 +481,13 @@ cdef class Broadcast:
         need = aw_space(n if n <= self.inline_limit else 16)
         if prefix is not None:
             first = aw_space(len(prefix))
+        self.wants_place = False
         if not self.has_room(need + first):
             return False
+        if n > self.inline_limit:
+            unit = self.place(n)
+            if unit == -2:
+                return False
         self.count(n)
         if prefix is not None:
             self.commit(INLINE, PyBytes_AS_STRING(prefix), len(prefix))
@@ -436,12 +495,6 @@ cdef class Broadcast:
             self.commit(INLINE, p, n)
             self.show()
             return True
-        self.collect()
-        if <size_t> n <= self.memory.pool_size // 4:
-            try:
-                unit = self.memory.lend(n)
-            except MemoryError:
-                unit = -1
         if unit >= 0:
             self.put_extent(p, n, <uint32_t> unit)
         else:
@@ -658,6 +711,7 @@ cdef class BroadcastReader(ShmEndpoint):
 
     cdef bint long_record(self, Incoming inc, aw_record* record, Py_ssize_t room=-1) except -1:
         cdef uint32_t kind = record.kind, length = record.length
+        cdef bint whole
         if kind == PART_FIRST:
             self.drop_incoming(inc)
             if length <= 8:
@@ -676,7 +730,11 @@ cdef class BroadcastReader(ShmEndpoint):
                     self.spoiled(self.nonsense("a message goes on in parts that did not begin so"))
                 self.take_part(record.data, length)
         else:
-            return ShmEndpoint.long_record(self, inc, record, room)
+            whole = ShmEndpoint.long_record(self, inc, record, room)
+            # The writer may wait until all that is in its pool was read, and the next recv may be hours away.
+            if kind == EXTENT and aw_room_was_wanted(&inc.ring, 1):
+                self.ring_peer()
+            return whole
         aw_advance(&inc.ring, length)
         aw_release_records(&inc.ring)
         if aw_room_was_wanted(&inc.ring, 0):
