@@ -119,18 +119,7 @@ def test_each_order_is_needed(compiled: Compile, text: str) -> None:
     assert "ThreadSanitizer: data race" in done.stderr
 
 
-alone = pytest.mark.skipif(
-    SCALE == 1 or len(os.sched_getaffinity(0)) < 2,
-    reason="shows only where two threads run at the same moment: `make races` on two CPUs, with nothing beside it",
-)
-
 FENCES = broken(r"atomic_thread_fence\(memory_order_seq_cst\)", "(void)0")
-
-
-@alone
-@pytest.mark.parametrize("text", FENCES.values(), ids=FENCES)
-def test_each_fence_is_needed(compiled: Compile, text: str) -> None:
-    assert "sleeps and the" in run(compiled("plain", text), "meet", 200).stderr
 
 
 LOOKS = {
@@ -163,13 +152,21 @@ def test_each_check_of_what_the_peer_writes_is_needed(compiled: Compile, mode: s
     assert re.search(r"AddressSanitizer: (SEGV|BUS)|outside the ring|can't be", done.stderr), done.stderr
 
 
-@alone
-def test_a_length_is_loaded_once(compiled: Compile) -> None:
-    checked = "aw_space(record->length) <= c->head_seen - c->tail ? 1 : -1;"
-    again = f"here = {checked} record->length = *(const volatile uint32_t *)at; return here;"
-    [text] = broken(re.escape(f"return {checked}"), again).values()
-    done = run(compiled("address", text), "consumer", 1_000_000)
-    assert re.search(r"AddressSanitizer: (SEGV|BUS)|outside the ring", done.stderr), done.stderr
+class TestAtTheSameMoment:
+    """What shows only where two threads run at the same moment: for `make races`, on two CPUs with nothing beside it."""
+
+    __test__ = SCALE > 1 and len(os.sched_getaffinity(0)) > 1
+
+    @pytest.mark.parametrize("text", FENCES.values(), ids=FENCES)
+    def test_each_fence_is_needed(self, compiled: Compile, text: str) -> None:
+        assert "sleeps and the" in run(compiled("plain", text), "meet", 200).stderr
+
+    def test_a_length_is_loaded_once(self, compiled: Compile) -> None:
+        checked = "aw_space(record->length) <= c->head_seen - c->tail ? 1 : -1;"
+        again = f"here = {checked} record->length = *(const volatile uint32_t *)at; return here;"
+        [text] = broken(re.escape(f"return {checked}"), again).values()
+        done = run(compiled("address", text), "consumer", 1_000_000)
+        assert re.search(r"AddressSanitizer: (SEGV|BUS)|outside the ring", done.stderr), done.stderr
 
 
 # What tests/model explores is written there again. These are the places of ring.h that it speaks of, in their order:
