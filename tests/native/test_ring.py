@@ -153,7 +153,7 @@ def test_each_check_of_what_the_peer_writes_is_needed(compiled: Compile, mode: s
 
 
 class TestAtTheSameMoment:
-    """What shows only where two threads run at the same moment: for `make races`, on two CPUs with nothing beside it."""
+    """What shows only where two threads run at the same moment: for `make races`, on two CPUs, nothing beside it."""
 
     __test__ = SCALE > 1 and len(os.sched_getaffinity(0)) > 1
 
