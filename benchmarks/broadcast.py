@@ -22,6 +22,7 @@ import importlib
 import importlib.util
 import itertools
 import os
+import signal
 import sys
 import time
 from typing import Any
@@ -150,6 +151,7 @@ def subscribe_in_place(address: str) -> None:
 
 def iox_services(address: str) -> list[Any]:
     """A service for each size, in the order of SIZES, in which they are measured."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())        # its files go only with an orderly end
     iox = importlib.import_module("iceoryx2")
     iox.set_log_level(iox.LogLevel.Error)
     node = iox.NodeBuilder.new().create(iox.ServiceType.Ipc)
