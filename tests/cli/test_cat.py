@@ -192,7 +192,7 @@ def test_messages_are_printed_as_lines_and_nul_separates_on_request() -> None:
 
 
 def test_input_larger_than_memory_allows_leaves_memory_flat(tmp_path: Path) -> None:
-    size = 300 << 20
+    size = 600 << 20
     source = tmp_path / "sparse"
     with source.open("wb") as file:
         file.truncate(size)
@@ -209,7 +209,7 @@ def test_input_larger_than_memory_allows_leaves_memory_flat(tmp_path: Path) -> N
         for process in (client, server):
             status, most = wait_with_memory(process)
             assert status == 0
-            assert most < 100 << 20
+            assert most < 250 << 20, "a batch of messages, or two, but not the file"
 
 
 def test_a_line_that_never_ends_is_refused_before_it_fills_the_memory() -> None:
