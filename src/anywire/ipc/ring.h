@@ -120,22 +120,16 @@ static inline void aw_commit(aw_producer *p, uint32_t kind, uint32_t length) {
 
 /* Show the consumer everything committed: one store for any number of records. */
 static inline void aw_publish(aw_producer *p) {
-#ifdef AW_FAULT_PUBLISH
-    atomic_store_explicit(&p->control->head, p->head, memory_order_relaxed);
-#else
     /* Release, with the acquire load in aw_peek: the records' bytes are there before `head` says so. */
     atomic_store_explicit(&p->control->head, p->head, memory_order_release);
-#endif
     p->published = p->head;
 }
 
 /* After aw_publish: whether the consumer sleeps and its doorbell must be rung (once). */
 static inline int aw_must_ring(aw_producer *p) {
-#ifndef AW_FAULT_FENCE
     /* The other half of aw_sleep_for_data: `head` must be visible before `data_wanted` is read, or both sides could miss
      * each other (Dekker). A release store alone does not order a later load, on x86 neither. */
     atomic_thread_fence(memory_order_seq_cst);
-#endif
     /* Relaxed is enough: nothing is read on the strength of the flag but the flag. */
     if (!atomic_load_explicit(&p->control->data_wanted, memory_order_relaxed))
         return 0;

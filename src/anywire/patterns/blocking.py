@@ -17,24 +17,26 @@ from typing import Any, Literal, Self, overload
 from anywire import sync
 from anywire.contract.address import Address
 from anywire.contract.blocking import Channel
-from anywire.contract.counters import Stats
-from anywire.contract.errors import AnywireError, Busy, ChannelClosed, EndOfChannel, PeerLost, TimedOut
+from anywire.contract.errors import Busy, ChannelClosed, EndOfChannel, PeerLost, TimedOut
 from anywire.contract.peer import Peer
 from anywire.patterns import publishing
 from anywire.patterns.controls import LEAVING, SIZE, SUBSCRIBE, control
-from anywire.patterns.incoming import FEW, SMALL, Incoming, Losses
+from anywire.patterns.incoming import FEW, SMALL, Face, Incoming, Losses
 from anywire.patterns.publishing import Mode, PublisherStats
-from anywire.patterns.service import Service
+from anywire.patterns.service import Served, Service
 from anywire.patterns.terms import largest, need_channels, of_the_wire
 from anywire.wires.plan import CONNECT_TIMEOUT, HANDSHAKE_TIMEOUT, plan_for
 
 
-class Publisher:
+class Publisher(Served):
     """Sends each message to every subscriber. Made by `publish`; use it with `with`, or `start` and `close` it."""
 
+    _role = "publish"
+    _inner: publishing.Publisher
+
     def __init__(self, make: Callable[[], publishing.Publisher]) -> None:
-        self._inner = make()
-        self._service: Service | None = None
+        inner = make()
+        super().__init__(inner, inner._name)
 
     @property
     def mode(self) -> Mode:
@@ -97,49 +99,6 @@ class Publisher:
                 self._running("send_many").run("send_many", self._inner.send_many(todo[done:], timeout=timeout))
                 return
 
-    def start(self) -> Publisher:
-        """Listen, and serve subscribers in a background thread. `with` does this."""
-        if self._service is None:
-            service = Service("anywire publish", self._inner._name)
-            try:
-                service.run("publish", self._inner.start())
-            except BaseException:
-                service.stop()
-                raise
-            self._service = service
-        return self
-
-    def close(self, *, timeout: float | None = None) -> None:
-        """Stop listening, hand every subscriber what was sent, and end their subscriptions.
-
-        Parameters: `timeout`, seconds for that (default: the publisher's `close_timeout`)."""
-        self._end(lambda: self._inner.close(timeout=timeout))
-
-    def abort(self) -> None:
-        """Drop every subscriber at once: they see a loss."""
-        self._end(self._inner.abort)
-
-    def _end(self, make: Callable[[], Any]) -> None:
-        service, self._service = self._service, None
-        if service is not None:
-            try:
-                service.run("close", make())
-            finally:
-                service.stop()
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None:
-            self.abort()
-        else:
-            self.close()
-
-    def __repr__(self) -> str:
-        return repr(self._inner).replace("anywire.", "anywire.sync.")
-
 
 def publish(
     *addresses: str | Address,
@@ -177,44 +136,14 @@ def publish(
     )
 
 
-class Subscription:
+class Subscription(Face):
     """The messages of a publisher. Made by `subscribe`. One receiver at a time, in any thread."""
 
+    _channel: Channel
+
     def __init__(self, channel: Channel, incoming: Incoming) -> None:
-        self._channel = channel
-        self._incoming = incoming
-        incoming.tell = self._tell
+        super().__init__(channel, incoming)
         self._receiving = threading.Lock()
-
-    @property
-    def lost(self) -> int:
-        """Messages that were left out for this subscriber so far, because it was behind."""
-        return self._incoming.lost
-
-    @property
-    def address(self) -> Address:
-        """The address of the connection."""
-        return self._channel.address
-
-    @property
-    def peer(self) -> Peer:
-        """Who publishes, as far as the wire tells."""
-        return self._channel.peer
-
-    @property
-    def closed(self) -> bool:
-        """Whether this side has closed."""
-        return self._channel.closed
-
-    def stats(self) -> Stats:
-        """The counters of the channel below."""
-        return self._channel.stats()
-
-    def _tell(self, kind: int) -> None:
-        try:
-            self._channel.try_send(control(kind))
-        except (AnywireError, OSError):
-            pass                            # the next receive meets it, after what came before
 
     def _before(self, operation: str) -> None:
         if not self._receiving.acquire(blocking=False):

@@ -6,7 +6,7 @@ that thread, and the caller for it. Any thread may call.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any, Self
 
 from anywire import sync
@@ -16,18 +16,15 @@ from anywire.contract.peer import Peer
 from anywire.patterns import pulling, pushing
 from anywire.patterns.pulling import PullStats
 from anywire.patterns.pushing import OnLoss, PushStats
-from anywire.patterns.service import Service
+from anywire.patterns.service import Served, Service
 from anywire.wires.plan import CONNECT_TIMEOUT, HANDSHAKE_TIMEOUT
 
 
-class _End:
-    """What both ends share: the thread, and beginning and end."""
-
-    _name = ""
+class _End(Served):
+    """What both ends show."""
 
     def __init__(self, inner: Any) -> None:
-        self._inner = inner
-        self._service: Service | None = None
+        super().__init__(inner, inner._meeting.name)
 
     @property
     def addresses(self) -> list[Address]:
@@ -47,55 +44,15 @@ class _End:
     def _running(self, operation: str) -> Service:
         if self._service is None:
             what = "it is closed" if self._inner._closing else "it was not started"
-            raise ChannelClosed(what, address=self._inner._meeting.name, operation=operation)
+            raise ChannelClosed(what, address=self._where, operation=operation)
         self._service.check(operation)
         return self._service
-
-    def start(self) -> Self:
-        """Listen, or connect, and begin the thread. `with` does this."""
-        if self._service is None:
-            service = Service(f"anywire {self._name}", self._inner._meeting.name)
-            try:
-                service.run(self._name, self._inner.start())
-            except BaseException:
-                service.stop()
-                raise
-            self._service = service
-        return self
-
-    def _end(self, make: Callable[[], Any]) -> None:
-        service, self._service = self._service, None
-        if service is not None:
-            try:
-                service.run("close", make())
-            finally:
-                service.stop()
-
-    def close(self, *, timeout: float | None = None) -> None:
-        """End politely, as the async end does."""
-        self._end(lambda: self._inner.close(timeout=timeout))
-
-    def abort(self) -> None:
-        """Drop the connections at once."""
-        self._end(self._inner.abort)
-
-    def __enter__(self) -> Self:
-        return self.start()
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None:
-            self.abort()
-        else:
-            self.close()
-
-    def __repr__(self) -> str:
-        return repr(self._inner).replace("anywire.", "anywire.sync.", 1)
 
 
 class Push(_End):
     """Sends each message to one puller. Made by `push`; use it with `with`, or `start` and `close` it."""
 
-    _name = "push"
+    _role = "push"
     _inner: pushing.Push
 
     @property
@@ -181,7 +138,7 @@ def push(
 class Pull(_End):
     """Receives what push ends send here. Made by `pull`; use it with `with`, or `start` and `close` it."""
 
-    _name = "pull"
+    _role = "pull"
     _inner: pulling.Pull
 
     @property

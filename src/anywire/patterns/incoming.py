@@ -13,7 +13,11 @@ import time
 from collections.abc import Callable
 from typing import Literal, TypeAlias
 
+from anywire.contract import blocking, channel
+from anywire.contract.address import Address
+from anywire.contract.counters import Stats
 from anywire.contract.errors import AnywireError, BadFrame, EndOfChannel, MessagesLost, PeerLost, TooLarge, TooSlow
+from anywire.contract.peer import Peer
 from anywire.patterns.controls import (
     END,
     LATEST,
@@ -25,6 +29,7 @@ from anywire.patterns.controls import (
     STALLED,
     TAKEN,
     TOO_LARGE,
+    control,
     greeting_of,
     looks_like_control,
     read,
@@ -146,3 +151,44 @@ class Incoming:
         error = copy.copy(self.over)
         error.operation = operation
         return error
+
+
+class Face:
+    """What a subscription of either front shows of itself; the fronts add the waiting."""
+
+    _channel: channel.Channel | blocking.Channel
+
+    def __init__(self, channel: channel.Channel | blocking.Channel, incoming: Incoming) -> None:
+        self._channel = channel
+        self._incoming = incoming
+        incoming.tell = self._tell
+
+    @property
+    def lost(self) -> int:
+        """Messages that were left out for this subscriber so far, because it was behind."""
+        return self._incoming.lost
+
+    @property
+    def address(self) -> Address:
+        """The address of the connection."""
+        return self._channel.address
+
+    @property
+    def peer(self) -> Peer:
+        """Who publishes, as far as the wire tells."""
+        return self._channel.peer
+
+    @property
+    def closed(self) -> bool:
+        """Whether this side has closed."""
+        return self._channel.closed
+
+    def stats(self) -> Stats:
+        """The counters of the channel below."""
+        return self._channel.stats()
+
+    def _tell(self, kind: int) -> None:
+        try:
+            self._channel.try_send(control(kind))
+        except (AnywireError, OSError):
+            pass                            # the next receive meets it, after what came before

@@ -15,7 +15,7 @@ import concurrent.futures
 import os
 import threading
 from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from anywire.contract.errors import ChannelClosed, Forked
 
@@ -115,3 +115,55 @@ class Service:
         await asyncio.gather(*left, return_exceptions=True)
         await self._loop.shutdown_default_executor()
         self._loop.stop()
+
+
+class Served:
+    """A blocking end: an async one in a thread of its own, from `start` to `close`."""
+
+    _role = ""
+    """What it is about, for errors and the thread's name."""
+
+    def __init__(self, inner: Any, name: str) -> None:
+        self._inner = inner
+        self._where = name
+        self._service: Service | None = None
+
+    def start(self) -> Self:
+        """Listen, or connect, and begin the thread. `with` does this."""
+        if self._service is None:
+            service = Service(f"anywire {self._role}", self._where)
+            try:
+                service.run(self._role, self._inner.start())
+            except BaseException:
+                service.stop()
+                raise
+            self._service = service
+        return self
+
+    def _end(self, make: Callable[[], Any]) -> None:
+        service, self._service = self._service, None
+        if service is not None:
+            try:
+                service.run("close", make())
+            finally:
+                service.stop()
+
+    def close(self, *, timeout: float | None = None) -> None:
+        """End politely, as the async end does, within `timeout` seconds (default: its `close_timeout`)."""
+        self._end(lambda: self._inner.close(timeout=timeout))
+
+    def abort(self) -> None:
+        """Drop the connections at once: the other ends see a loss."""
+        self._end(self._inner.abort)
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            self.abort()
+        else:
+            self.close()
+
+    def __repr__(self) -> str:
+        return repr(self._inner).replace("anywire.", "anywire.sync.", 1)

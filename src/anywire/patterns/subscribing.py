@@ -13,53 +13,18 @@ from typing import Any, Literal, Self, overload
 
 from anywire.contract.address import Address
 from anywire.contract.channel import Channel
-from anywire.contract.counters import Stats
-from anywire.contract.errors import AnywireError, EndOfChannel, PeerLost, TimedOut
-from anywire.contract.peer import Peer
+from anywire.contract.errors import EndOfChannel, PeerLost, TimedOut
 from anywire.facade import Authorize, Connecting, _connect
 from anywire.patterns.controls import LEAVING, SIZE, SUBSCRIBE, control
-from anywire.patterns.incoming import FEW, SMALL, Incoming, Losses
+from anywire.patterns.incoming import FEW, SMALL, Face, Incoming, Losses
 from anywire.patterns.terms import largest, need_channels, of_the_wire
 from anywire.wires.plan import CONNECT_TIMEOUT, HANDSHAKE_TIMEOUT, plan_for
 
 
-class Subscription:
+class Subscription(Face):
     """The messages of a publisher. Made by `subscribe`. One receiver at a time; used in one event loop."""
 
-    def __init__(self, channel: Channel, incoming: Incoming) -> None:
-        self._channel = channel
-        self._incoming = incoming
-        incoming.tell = self._tell
-
-    @property
-    def lost(self) -> int:
-        """Messages that were left out for this subscriber so far, because it was behind."""
-        return self._incoming.lost
-
-    @property
-    def address(self) -> Address:
-        """The address of the connection."""
-        return self._channel.address
-
-    @property
-    def peer(self) -> Peer:
-        """Who publishes, as far as the wire tells."""
-        return self._channel.peer
-
-    @property
-    def closed(self) -> bool:
-        """Whether this side has closed."""
-        return self._channel.closed
-
-    def stats(self) -> Stats:
-        """The counters of the channel below."""
-        return self._channel.stats()
-
-    def _tell(self, kind: int) -> None:
-        try:
-            self._channel.try_send(control(kind))
-        except (AnywireError, OSError):
-            pass                            # the next receive meets it, after what came before
+    _channel: Channel
 
     def _before(self, operation: str) -> None:
         """What each receive begins with."""

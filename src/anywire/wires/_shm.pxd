@@ -145,6 +145,12 @@ cdef class ShmEndpoint(MessageEndpoint):
     cdef int look_now_and_then(self) except -1
     cdef int share_slot(self, MessageEndpoint other) except -1
     cdef bint is_dead(self) noexcept
+    @cython.final
+    cdef void publish(self) noexcept
+    @cython.final
+    cdef void consumed(self, Incoming inc, uint32_t length) noexcept
+    @cython.final
+    cdef object hand_out(self, Incoming inc, aw_record* record)
     cdef int spoiled(self, object error) except -1
     cdef int need_sending(self) except -1
     cdef bint room_came(self, uint64_t need) except -1

@@ -25,7 +25,7 @@ from cpython.buffer cimport PyBuffer_FillInfo
 from cpython.exc cimport PyErr_CheckSignals, PyErr_SetFromErrno
 from libc.errno cimport EAGAIN, EINTR, errno
 from libc.stdint cimport uint32_t, uint64_t
-from libc.string cimport memcpy, memmove, memset
+from libc.string cimport memcpy, memmove
 from anywire.contract cimport counters
 from anywire.contract.endpoint cimport (BLOCKED, DONE, PARTIAL, READ, WRITE, Loan, MessageEndpoint, fork_generation, hold)
 from anywire.contract.heap cimport keep_heap
@@ -35,7 +35,7 @@ import gc
 import os
 import time
 
-from anywire.contract.errors import AnywireError, BadFrame, ChannelClosed, EndOfChannel, PeerLost, TooLarge, Unsupported
+from anywire.contract.errors import BadFrame, ChannelClosed, EndOfChannel, PeerLost, TooLarge, Unsupported
 from anywire.contract.waits import Wait
 
 cdef extern from *:
@@ -175,7 +175,6 @@ VERSION = AW_RING_VERSION
 """Version of the memory's layout: both sides must have the same."""
 
 cdef enum:
-    PAGE = 4096
     UNIT = 4096                    # bytes: extents begin and end at multiples of it
     CONTROL_BYTES = 4096
     PIECE = 262144                 # bytes of a long message that are copied, and shown, at a time
@@ -594,6 +593,20 @@ cdef class ShmEndpoint(MessageEndpoint):
             self.doorbells += 1
             c_send(self.sock, b"!", 1, MSG_DONTWAIT | MSG_NOSIGNAL)   # full: it has tokens enough; gone: recv tells
 
+    cdef void publish(self) noexcept:
+        """Show the peer what was committed, and ring if it sleeps."""
+        cdef aw_producer* ring = &self.out.ring
+        aw_publish(ring)
+        if aw_must_ring(ring):
+            self.ring_peer()
+
+    cdef void consumed(self, Incoming inc, uint32_t length) noexcept:
+        """The oldest record, of `length` bytes, is done with: its place is the peer's again."""
+        aw_advance(&inc.ring, length)
+        aw_release_records(&inc.ring)
+        if aw_room_was_wanted(&inc.ring, 0):
+            self.ring_peer()
+
     cdef int drain(self) except -1:
         """Read the tokens; notice the end. 1: there were some, so the peer lived a moment ago, and needs no look."""
         cdef char tokens[64]
@@ -610,7 +623,6 @@ cdef class ShmEndpoint(MessageEndpoint):
 
     cdef int look(self) except -1:
         """Whether the peer still lives, by the kernel's word. Drains nothing."""
-        cdef pollfd p
         cdef char token
         cdef ssize_t r
         self.checked = aw_tick()
@@ -619,11 +631,8 @@ cdef class ShmEndpoint(MessageEndpoint):
         r = c_recv(self.sock, &token, 1, MSG_DONTWAIT | MSG_PEEK)
         if r == 0 or (r < 0 and errno != EAGAIN and errno != EINTR):
             self.gone = True
-        elif self.death >= 0:
-            p.fd = self.death
-            p.events = POLLIN
-            if c_poll(&p, 1, 0) > 0:
-                self.gone = True
+        elif self.is_dead():
+            self.gone = True
         return 0
 
     cdef int rung(self) except -1:
@@ -640,7 +649,7 @@ cdef class ShmEndpoint(MessageEndpoint):
     cdef int lose(self) except -1:
         """The peer is gone, and what it published has been taken: an end, or a loss?"""
         if not self.broken:
-            died = self.death >= 0 and self.peer is not None and self.is_dead()
+            died = self.peer is not None and self.is_dead()
             reason = (f"the peer process {self.peer.pid} died" if died else
                       "the peer dropped the connection without an end")
             counters.lost(self.slot, reason.encode())
@@ -648,6 +657,7 @@ cdef class ShmEndpoint(MessageEndpoint):
         return 0
 
     cdef bint is_dead(self) noexcept:
+        """Whether the peer process has died, as far as its pidfd tells: poll(2) passes over -1."""
         cdef pollfd p
         p.fd = self.death
         p.events = POLLIN
@@ -697,10 +707,7 @@ cdef class ShmEndpoint(MessageEndpoint):
         cdef int status
         if self.broken or self.end_sent or self.gone or self.out is None or aw_closed(self.out.ring.control):
             self.need_sending()
-        if aw_tick() != self.checked:
-            self.look()
-            if self.gone:
-                self.need_sending()
+        self.look_now_and_then()
         keep = hold(data, &p, &n)
         if n > self.peer_limit:
             raise TooLarge(n, self.peer_limit, address=str(self.address), operation="send")
@@ -712,9 +719,7 @@ cdef class ShmEndpoint(MessageEndpoint):
         else:
             status = self.put_inline(p, n)
             if status == DONE:
-                aw_publish(&self.out.ring)
-                if aw_must_ring(&self.out.ring):
-                    self.ring_peer()
+                self.publish()
         return status
 
     cdef bint put_quick(self, bytes data) except -1:
@@ -729,15 +734,12 @@ cdef class ShmEndpoint(MessageEndpoint):
         memcpy(aw_slot(ring), PyBytes_AS_STRING(data), n)
         aw_commit(ring, INLINE, <uint32_t> n)
         self.went(n)
-        aw_publish(ring)
-        if aw_must_ring(ring):
-            self.ring_peer()
+        self.publish()
         return True
 
     cdef object take_quick(self):
         cdef Incoming inc = self.inc
         cdef aw_record record
-        cdef object message
         cdef int r
         if (inc is None or self.closed or self.incoming or self.returned is not None
                 or self.generation != fork_generation()):
@@ -747,13 +749,7 @@ cdef class ShmEndpoint(MessageEndpoint):
             r = aw_peek(&inc.ring, &record)
         if r <= 0 or record.kind != INLINE or <Py_ssize_t> record.length > self.max_message:
             return None
-        message = PyBytes_FromStringAndSize(record.data, record.length)
-        aw_advance(&inc.ring, record.length)
-        aw_release_records(&inc.ring)
-        self.handed_over(inc, record.length)
-        if aw_room_was_wanted(&inc.ring, 0):
-            self.ring_peer()
-        return message
+        return self.hand_out(inc, &record)
 
     cdef int put_inline(self, const char* p, Py_ssize_t n) except -1:
         """Commit a small message; the caller publishes."""
@@ -817,9 +813,7 @@ cdef class ShmEndpoint(MessageEndpoint):
                         i += 1
             finally:
                 if self.out is not None and self.out.ring.head != self.out.ring.published:
-                    aw_publish(&self.out.ring)
-                    if aw_must_ring(&self.out.ring):
-                        self.ring_peer()
+                    self.publish()
             if self.put_status == DONE and i < count:
                 self.put_status = self.put_message(data[i], block)
                 if self.put_status != BLOCKED:
@@ -850,9 +844,7 @@ cdef class ShmEndpoint(MessageEndpoint):
         if n <= self.inline_limit:               # a part of a loan, say
             status = self.put_inline(p, n)
             if status == DONE:
-                aw_publish(&out.ring)
-                if aw_must_ring(&out.ring):
-                    self.ring_peer()
+                self.publish()
             return status
         self.long_keep = keep
         self.long_data = p
@@ -875,9 +867,7 @@ cdef class ShmEndpoint(MessageEndpoint):
             words[2] = total
             words[3] = contiguous
         aw_commit(ring, kind, 32 if kind == FIRST else 16)
-        aw_publish(ring)
-        if aw_must_ring(ring):
-            self.ring_peer()
+        self.publish()
         return 0
 
     cdef int go_on(self) except -1:
@@ -980,9 +970,7 @@ cdef class ShmEndpoint(MessageEndpoint):
         # Any record but NEXT says the same to the receiver; without room now, the next message does.
         if self.out is not None and not self.gone and aw_has_room(&self.out.ring, 0) > 0:
             aw_commit(&self.out.ring, ABANDONED, 0)
-            aw_publish(&self.out.ring)
-            if aw_must_ring(&self.out.ring):
-                self.ring_peer()
+            self.publish()
         return 0
 
     def make_loan(self, Py_ssize_t nbytes):
@@ -1038,10 +1026,16 @@ cdef class ShmEndpoint(MessageEndpoint):
 
     # -- receiving ------------------------------------------------------------------------------------------------------
 
+    cdef object hand_out(self, Incoming inc, aw_record* record):
+        """The small message of the oldest record, which is done with."""
+        cdef object message = PyBytes_FromStringAndSize(record.data, record.length)
+        self.handed_over(inc, record.length)
+        self.consumed(inc, record.length)
+        return message
+
     cdef object take_message(self, bint block):
         cdef Incoming inc = self.inc
         cdef aw_record record
-        cdef object message
         cdef int r
         while True:
             if inc is None:
@@ -1052,13 +1046,7 @@ cdef class ShmEndpoint(MessageEndpoint):
             if r > 0 and record.kind == INLINE and not self.incoming:
                 if <Py_ssize_t> record.length > self.max_message:
                     self.too_large(record.length)
-                message = PyBytes_FromStringAndSize(record.data, record.length)
-                aw_advance(&inc.ring, record.length)
-                aw_release_records(&inc.ring)
-                self.handed_over(inc, record.length)
-                if aw_room_was_wanted(&inc.ring, 0):
-                    self.ring_peer()
-                return message
+                return self.hand_out(inc, &record)
             if r > 0:
                 self.long_record(inc, &record)
                 if self.enough():
@@ -1165,10 +1153,7 @@ cdef class ShmEndpoint(MessageEndpoint):
             self.ended = True
         elif kind != ABANDONED:
             self.spoiled(self.nonsense(f"a record of kind {kind}"))
-        aw_advance(&inc.ring, length)
-        aw_release_records(&inc.ring)
-        if aw_room_was_wanted(&inc.ring, 0):
-            self.ring_peer()
+        self.consumed(inc, length)
         return self.incoming and self.got == self.total
 
     cdef int need_extent(self, Incoming inc, uint32_t kind, uint64_t* words) except -1:
@@ -1307,11 +1292,8 @@ cdef class ShmEndpoint(MessageEndpoint):
                 if n > size:
                     self.no_room(n, size)
                 memcpy(p, record.data, n)
-                aw_advance(&inc.ring, record.length)
-                aw_release_records(&inc.ring)
                 self.handed_over(inc, n)
-                if aw_room_was_wanted(&inc.ring, 0):
-                    self.ring_peer()
+                self.consumed(inc, record.length)
                 return n
             if r > 0:
                 if self.target == NULL and self.body is None:
@@ -1561,10 +1543,8 @@ cdef class ShmEndpoint(MessageEndpoint):
 
     cdef int put_end(self) except -1:
         aw_commit(&self.out.ring, END, 0)
-        aw_publish(&self.out.ring)
         self.end_sent = True
-        if aw_must_ring(&self.out.ring):
-            self.ring_peer()
+        self.publish()
         return 0
 
     def finish_steps(self, timeout):

@@ -22,9 +22,9 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy
 from anywire.contract.endpoint cimport BLOCKED, MessageEndpoint, fork_generation, hold
 from anywire.contract.heap cimport keep_heap
-from anywire.wires._shm cimport (AW_RECORD, AW_RETURNS, Incoming, Outgoing, ShmEndpoint, aw_advance, aw_commit, aw_consumer,
-                                 aw_has_data, aw_next_return, aw_producer, aw_publish, aw_record, aw_release_records,
-                                 aw_room_was_wanted, aw_see_tail, aw_slot, aw_space)
+from anywire.wires._shm cimport (AW_RECORD, AW_RETURNS, Incoming, Outgoing, ShmEndpoint, aw_commit, aw_consumer,
+                                 aw_has_data, aw_next_return, aw_producer, aw_publish, aw_record, aw_room_was_wanted,
+                                 aw_see_tail, aw_slot, aw_space)
 
 import os
 import time
@@ -735,10 +735,7 @@ cdef class BroadcastReader(ShmEndpoint):
             if kind == EXTENT and aw_room_was_wanted(&inc.ring, 1):
                 self.ring_peer()
             return whole
-        aw_advance(&inc.ring, length)
-        aw_release_records(&inc.ring)
-        if aw_room_was_wanted(&inc.ring, 0):
-            self.ring_peer()
+        self.consumed(inc, length)
         return self.incoming and self.got == self.total
 
     cdef int take_part(self, const char* p, uint64_t n) except -1:

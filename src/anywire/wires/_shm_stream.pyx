@@ -9,8 +9,7 @@ What can go wrong: as there; a peer that dies without an end shows as `PeerLost`
 from libc.string cimport memcpy
 from anywire.contract.endpoint cimport (AGAIN, BLOCKED, DONE, READ, WRITE, ByteEndpoint, MessageEndpoint, RawEndpoint,
                                         iovec)
-from anywire.wires._shm cimport (Incoming, ShmEndpoint, aw_advance, aw_commit, aw_has_room, aw_must_ring, aw_peek,
-                                 aw_publish, aw_record, aw_release_records, aw_room_was_wanted, aw_slot)
+from anywire.wires._shm cimport Incoming, ShmEndpoint, aw_commit, aw_has_room, aw_peek, aw_record, aw_slot
 
 import time
 
@@ -52,16 +51,12 @@ cdef class ShmBytes(ByteEndpoint):
                 self.offset += part
                 if self.offset == <Py_ssize_t> record.length:
                     self.offset = 0
-                    aw_advance(&inc.ring, record.length)
-                    aw_release_records(&inc.ring)
-                    if aw_room_was_wanted(&inc.ring, 0):
-                        end.ring_peer()
+                    end.consumed(inc, record.length)
                 continue
             if done:
                 break
             if r > 0 and record.kind == END and not end.ended:
-                aw_advance(&inc.ring, record.length)
-                aw_release_records(&inc.ring)
+                end.consumed(inc, record.length)
                 end.ended = True
             elif r > 0:
                 end.spoiled(end.nonsense(f"a record of kind {record.kind} in a stream"))
@@ -90,9 +85,7 @@ cdef class ShmBytes(ByteEndpoint):
                     return done if done else AGAIN
                 memcpy(aw_slot(&end.out.ring), p, part)
                 aw_commit(&end.out.ring, BYTES, part)
-                aw_publish(&end.out.ring)
-                if aw_must_ring(&end.out.ring):
-                    end.ring_peer()
+                end.publish()
                 p += part
                 n -= part
                 done += part
