@@ -21,6 +21,8 @@ SHORT = {
     "import_time": ["--rounds", "15"],
     "stream_echo": ["--rounds", "3", "--seconds", "0.4"],
     "channel_echo": ["--rounds", "3", "--seconds", "0.4"],
+    "loop_echo": ["--rounds", "3", "--seconds", "0.3"],
+    "loop_micro": ["--rounds", "3", "--seconds", "0.03"],
     "blocking_unix": ["--rounds", "3", "--seconds", "0.08"],
     "aio_ipc": ["--rounds", "3", "--seconds", "0.3"],
     "shm_blocking": ["--rounds", "3", "--seconds", "0.08"],
