@@ -1,0 +1,3 @@
+from anywire.engine.demultiplexers._base import Demultiplexer
+
+class Poll(Demultiplexer): ...
