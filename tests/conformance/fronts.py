@@ -69,7 +69,7 @@ class Threads:
 class Threaded:
     """A blocking object with an async face: what may wait is awaited, the rest is passed on."""
 
-    PLAIN = frozenset("try_send loan abort detach stats".split())
+    PLAIN = frozenset("try_send loan loan_array abort detach stats".split())
 
     def __init__(self, inner: Any, threads: Threads) -> None:
         self.inner = inner

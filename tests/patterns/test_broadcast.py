@@ -63,6 +63,67 @@ async def test_all_subscribers_read_what_is_written_once(many: Many) -> None:
             assert held(publisher) == 0
 
 
+async def test_a_loan_is_published_without_a_copy_and_its_memory_comes_back(many: Many) -> None:
+    async with many.publish(name(), pool=POOL) as publisher, many.subscribe(many.client(publisher)) as one:
+        loan = publisher.loan(LARGE)
+        assert held(publisher) == 1
+        del loan
+        assert held(publisher) == 0                         # nobody sent it
+        loan = publisher.loan(LARGE)
+        with memoryview(loan) as filled:
+            filled[:] = message(1, LARGE)
+        await publisher.send(loan)
+        view = await one.recv(copy=False)
+        assert number_of(view) == 1 and held(publisher) == 1        # a copy would be a second one
+        view.release()
+        assert held(publisher) == 0                         # though somebody still has the closed loan
+        del loan
+        array = publisher.loan_array((LARGE // 8,), "uint64")
+        array[:] = 7
+        await publisher.send(array)
+        assert held(publisher) == 1
+        assert await one.recv() == (7).to_bytes(8, "little") * (LARGE // 8)
+        assert held(publisher) == 1                         # it shows that memory
+        await publisher.send(array)                         # so this is a copy
+        assert held(publisher) == 2
+        del array
+        assert held(publisher) == 1
+        assert len(await one.recv()) == LARGE // 8 * 8
+        assert held(publisher) == 0
+
+
+async def test_a_loan_that_finds_the_pool_full_is_private_and_its_send_waits(many: Many) -> None:
+    async with many.publish(name(), pool=POOL, stall_timeout=3600) as publisher:
+        peer = await many.subscriber(many.client(publisher))
+        count = 0
+        while held(publisher) < POOL // LARGE and publisher.try_send(message(count, LARGE)):
+            count += 1
+        loan = publisher.loan(LARGE)
+        assert held(publisher) == count
+        memoryview(loan)[:] = message(count, LARGE)
+        sending = asyncio.ensure_future(publisher.send(loan))
+        await asyncio.wait([sending], timeout=0.1)
+        assert not sending.done()
+        taking = peer.start(roles.take_numbers)
+        await sending
+    assert await taking == list(range(count + 1))
+
+
+async def test_a_batch_wakes_each_reader_once(many: Many) -> None:
+    async with many.publish(name()) as publisher:
+        address = many.client(publisher)
+        takers = [
+            (await many.subscriber(address, waiting="sleep")).start(roles.take_numbers, 2000) for _ in range(3)
+        ]
+        ends = [one.channel.endpoint for one in inner(publisher)._subscribers.values()]
+        for first in range(0, 2000, 200):
+            before = [end.doorbells for end in ends]
+            await publisher.send_many(message(number, 200) for number in range(first, first + 200))
+            assert max(now.doorbells - then for now, then in zip(ends, before, strict=True)) <= 1
+        assert await asyncio.gather(*takers) == [list(range(2000))] * 3
+        assert min(end.doorbells for end in ends) >= 1
+
+
 async def test_the_subscriber_after_the_last_seat_is_refused_and_gets_one_when_somebody_leaves(many: Many) -> None:
     async with many.publish(name()) as publisher:
         address = many.client(publisher)

@@ -262,6 +262,57 @@ async def test_a_message_over_a_subscribers_limit_drops_it_alone_and_tells_it(ma
     assert await other == ([] if many.setup.name == "seqpacket" else [0, 1])
 
 
+# -- loans ---
+
+
+async def test_a_loan_goes_to_every_subscriber_and_is_closed_when_it_went(many: Many) -> None:
+    async with many.publish(depth=50, stall_timeout=3600) as publisher:
+        address = many.client(publisher)
+        sizes = [8, 32, 5000, 60_000 if many.setup.name == "seqpacket" else 300_000]
+        takers = [(await many.subscriber(address)).start(roles.take_numbers, len(sizes)) for _ in range(2)]
+        for number, size in enumerate(sizes):
+            loan = publisher.loan(size)
+            assert len(loan) == size
+            with memoryview(loan) as view:
+                view[:] = message(number, size)
+            if number % 2:
+                await publisher.send(loan)
+            else:
+                await publisher.send_many([loan])
+            with pytest.raises(BufferError, match="was sent"):
+                memoryview(loan)
+            with pytest.raises(BufferError, match="was sent"):
+                publisher.try_send(loan)
+        loan = publisher.loan(32)
+        memoryview(loan)[:] = control(END)                  # which it only looks like
+        slow = await many.subscriber(address)
+        await publisher.send(loan)
+        assert await slow.call(take_one) == control(END)
+    assert await asyncio.gather(*takers) == [list(range(len(sizes)))] * 2
+    with pytest.raises(anywire.ChannelClosed):
+        publisher.loan(8)
+
+
+def take_one(peer: Any) -> bytes:
+    taken: bytes = peer.channel.recv()
+    return taken
+
+
+async def test_a_loan_that_found_no_room_is_still_the_callers(many: Many) -> None:
+    async with many.publish(depth=50, stall_timeout=3600) as publisher:
+        peer = await many.subscriber(many.client(publisher))
+        sent = await fill(publisher)
+        loan = publisher.loan(SMALL)
+        memoryview(loan)[:] = message(sent, SMALL)
+        assert not publisher.try_send(loan)
+        with pytest.raises(anywire.TimedOut):
+            await publisher.send(loan, timeout=0.02)
+        assert bytes(memoryview(loan)) == message(sent, SMALL)
+        taking = peer.start(roles.take_numbers)
+        await publisher.send(loan)
+    assert await taking == list(range(sent + 1))
+
+
 # -- latest ---
 
 

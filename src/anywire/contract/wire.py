@@ -26,7 +26,7 @@ from anywire.contract.traits import Traits
 from anywire.contract.waits import Steps
 
 if TYPE_CHECKING:
-    from anywire.contract.endpoint import ByteEndpoint, MessageEndpoint
+    from anywire.contract.endpoint import ByteEndpoint, Loan, MessageEndpoint
 
     Endpoint: TypeAlias = ByteEndpoint | MessageEndpoint
 
@@ -133,7 +133,9 @@ class Acceptor(ABC):
 
 
 class Broadcast(Protocol):
-    """One writer's memory, which many read. `put` and `pump` by one thread at a time, all else on the loop's thread.
+    """One writer's memory, which many read.
+
+    `put`, `put_many` and `pump` by one thread at a time, `loan` and `lent` by any, all else on the loop's thread.
 
     Its readers come and go by their connections: an endpoint that is released is removed."""
 
@@ -157,8 +159,21 @@ class Broadcast(Protocol):
     def remove(self, endpoint: Any, why: int = ...) -> None:
         """Wait for the reader no more. `why`: the milliseconds for which it read nothing, if that is the reason."""
 
-    def put(self, data: bytes, prefix: bytes | None = None) -> bool:
-        """Show a message to all readers, `prefix` right before it: False when there is no room now."""
+    def loan(self, nbytes: int) -> Loan:
+        """Memory for a message, the readers' if there is a place now. Any thread."""
+
+    def lent(self, message: Any) -> Any:
+        """What to `put` for a loan, or for what lies in one, so that it is not copied; None for anything else. It has a
+        length, and `bytes` copies it."""
+
+    def put(self, data: Any, prefix: bytes | None = None) -> bool:
+        """Show a message (bytes, or what `lent` gave) to all readers: False when there is no room now.
+
+        `prefix` goes right before a message of its own length that begins with the same 16 bytes."""
+
+    def put_many(self, messages: list[Any], start: int, prefix: bytes | None = None) -> int:
+        """Put messages from number `start` of the list on, and wake each reader once: the number of the first that
+        found no room."""
 
     def pump(self) -> bool:
         """Go on with a message that went in part: True when nothing is left of it."""

@@ -17,12 +17,14 @@ from typing import Any, Literal, Self, overload
 from anywire import sync
 from anywire.contract.address import Address
 from anywire.contract.blocking import Channel
+from anywire.contract.endpoint import Loan
 from anywire.contract.errors import Busy, ChannelClosed, EndOfChannel, PeerLost, TimedOut
+from anywire.contract.loans import loan_array
 from anywire.contract.peer import Peer
 from anywire.patterns import publishing
 from anywire.patterns.controls import LEAVING, SIZE, SUBSCRIBE, control
 from anywire.patterns.incoming import FEW, SMALL, Face, Incoming, Losses
-from anywire.patterns.publishing import Mode, PublisherStats
+from anywire.patterns.publishing import Mode, PublisherStats, let_go
 from anywire.patterns.service import Served, Service
 from anywire.patterns.terms import largest, need_channels, of_the_wire
 from anywire.wires.plan import CONNECT_TIMEOUT, HANDSHAKE_TIMEOUT, plan_for
@@ -69,35 +71,52 @@ class Publisher(Served):
         self._service.check(operation)
         return self._service
 
-    def _put(self, message: Any, operation: str) -> bool:
-        service, inner = self._running(operation), self._inner
-        if inner._turns.line or not inner._log.put(message):
-            return False
-        if inner._log.idle:
-            service.soon(inner._wake_idle)
-        return True
+    def loan(self, nbytes: int) -> Loan:
+        """Writable memory for one message: fill it, then `send(loan)`. Errors: `anywire.Publisher.loan`."""
+        self._running("loan")
+        return self._inner.loan(nbytes)
+
+    def loan_array(self, shape: int | tuple[int, ...], dtype: Any = "uint8") -> Any:
+        """As `loan`, as an uninitialised NumPy array. Parameters and errors: `anywire.Publisher.loan_array`."""
+        return loan_array(self.loan, shape, dtype)
 
     def send(self, message: Any, *, timeout: float | None = None) -> None:
-        """Publish a message: any contiguous buffer. Parameters and errors: `anywire.Publisher.send`."""
+        """Publish a message: any contiguous buffer, or a loan. Parameters and errors: `anywire.Publisher.send`."""
+        given = message
         if type(message) is not bytes or len(message) > self._inner.max_message:
             message = self._inner._checked(message, "send")
         service, inner = self._running("send"), self._inner
         if inner._turns.line or not inner._log.put(message):
-            service.run("send", inner.send(message, timeout=timeout))
+            service.run("send", inner.send(message if type(message) is bytes else given, timeout=timeout))
         elif inner._log.idle:
             service.soon(inner._wake_idle)
+        if message is not given:
+            let_go(given)
 
     def try_send(self, message: Any) -> bool:
         """Publish without waiting: False when there is no room now."""
-        return self._put(self._inner._checked(message, "try_send"), "try_send")
+        checked = self._inner._checked(message, "try_send")
+        service, inner = self._running("try_send"), self._inner
+        if inner._turns.line or not inner._log.put(checked):
+            return False
+        if inner._log.idle:
+            service.soon(inner._wake_idle)
+        let_go(message)
+        return True
 
     def send_many(self, messages: Iterable[Any], *, timeout: float | None = None) -> None:
         """Publish messages in order. Interrupted or timed out, a first part of them went."""
-        todo = [self._inner._checked(message, "send_many") for message in messages]
-        for done, message in enumerate(todo):
-            if not self._put(message, "send_many"):
-                self._running("send_many").run("send_many", self._inner.send_many(todo[done:], timeout=timeout))
-                return
+        given = list(messages)
+        service, inner = self._running("send_many"), self._inner
+        todo = [inner._checked(message, "send_many") for message in given]
+        done = 0 if inner._turns.line else inner._log.put_many(todo)
+        if inner._log.idle:
+            service.soon(inner._wake_idle)
+        for message in given[:done]:
+            let_go(message)
+        if done < len(todo):
+            # In the form in which they were given: who knows what went is the one who puts it.
+            service.run("send_many", inner.send_many(given[done:], timeout=timeout))
 
 
 def publish(

@@ -88,6 +88,12 @@ class Log:
             self.nbytes += len(message)
             return True
 
+    def put_many(self, messages: list[bytes], start: int = 0) -> int:
+        """Publish messages from this place of the list on: the place of the first that found no room."""
+        while start < len(messages) and self.put(messages[start]):
+            start += 1
+        return start
+
     def open(self) -> None:
         """Take messages from now on."""
         self._shut = False

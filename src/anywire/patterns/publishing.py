@@ -24,7 +24,9 @@ from typing import Any, Literal, Self, TypeAlias
 
 from anywire.contract.address import Address
 from anywire.contract.channel import Channel
+from anywire.contract.endpoint import Loan
 from anywire.contract.errors import AnywireError, BadFrame, ChannelClosed, EndOfChannel, PeerLost, Refused, TooLarge
+from anywire.contract.loans import loan_array
 from anywire.contract.peer import Peer
 from anywire.contract.wire import wire_for
 from anywire.facade import Authorize, Server, serve
@@ -96,6 +98,12 @@ class _Subscriber:
     def wake(self) -> None:
         if self.waiter is not None and not self.waiter.done():
             self.waiter.set_result(None)
+
+
+def let_go(message: Any) -> None:
+    """A message was published: if it is a loan, it can't be opened again."""
+    if isinstance(message, Loan):
+        message.sent = True
 
 
 class Publisher:
@@ -362,18 +370,39 @@ class Publisher:
             self._wake_idle()
         return True
 
+    def loan(self, nbytes: int) -> Loan:
+        """Writable memory of `nbytes` bytes for one message: fill it, then `send(loan)`. On shared memory nothing is
+        copied.
+
+        Where nothing is shared, or the pool has no place now, the loan is private memory, and its `send` copies, and
+        waits like any other. A loan whose `send` timed out can be sent again. Raises ChannelClosed, ValueError."""
+        self._check_open("loan")
+        return Loan(nbytes)
+
+    def loan_array(self, shape: int | tuple[int, ...], dtype: Any = "uint8") -> Any:
+        """As `loan`, as an uninitialised NumPy array: fill it, then `send(array)`. On shared memory nothing is copied.
+
+        Parameters: `shape` and `dtype` as in numpy.empty. After the send the array may still show the memory that the
+        subscribers now read: leave it alone. Needs the extra anywire[numpy]; raises TypeError for a dtype that holds
+        Python objects."""
+        return loan_array(self.loan, shape, dtype)
+
     async def send(self, message: Any, *, timeout: float | None = None) -> None:
-        """Publish a message: any contiguous buffer. With `reliable` it waits while the slowest subscriber has no room.
+        """Publish a message: any contiguous buffer, or a loan. With `reliable` it waits while the slowest subscriber
+        has no room.
 
         Parameters: `timeout`, seconds to wait for room, None for ever. It never waits longer than `stall_timeout` for a
         subscriber that takes nothing.
         Raises TooLarge, TimedOut, ChannelClosed. Cancelled, the message went to all or to nobody."""
+        given = message
         if type(message) is not bytes or len(message) > self.max_message:
             message = self._checked(message, "send")
         if self._turns.line or not self._log.put(message):
             await self._turns.within(timeout, lambda: self._put(message, "send"), self._name, "send")
         elif self._log.idle:
             self._wake_idle()
+        if message is not given:
+            let_go(given)
         self._burst += len(message) + EACH
         if self._burst >= BURST:
             self._burst = 0
@@ -381,22 +410,30 @@ class Publisher:
 
     def try_send(self, message: Any) -> bool:
         """Publish without waiting: False when there is no room now."""
-        message = self._checked(message, "try_send")
-        return not self._turns.line and self._put(message, "try_send")
+        checked = self._checked(message, "try_send")
+        if self._turns.line or not self._put(checked, "try_send"):
+            return False
+        let_go(message)
+        return True
 
     async def send_many(self, messages: Iterable[Any], *, timeout: float | None = None) -> None:
-        """Publish messages in order. Cancelled or timed out, a first part of them went."""
-        todo = [self._checked(message, "send_many") for message in messages]
+        """Publish messages in order. Cancelled or timed out, a first part of them went.
+
+        On shared memory each subscriber is woken once for all that have room."""
+        given = list(messages)
+        todo = [self._checked(message, "send_many") for message in given]
         deadline = None if timeout is None else time.monotonic() + timeout
         done = 0
 
         def attempt() -> bool:
             nonlocal done
-            while done < len(todo):
-                if not self._put(todo[done], "send_many"):
-                    return False
-                done += 1
-            return True
+            self._check_open("send_many")
+            before, done = done, self._log.put_many(todo, done)
+            for message in given[before:done]:
+                let_go(message)
+            if self._log.idle:
+                self._wake_idle()
+            return done == len(todo)
 
         if self._turns.line or not attempt():
             left = None if deadline is None else max(0.0, deadline - time.monotonic())

@@ -22,12 +22,24 @@ from anywire.contract.errors import ChannelClosed, Forked
 T = TypeVar("T")
 
 
+_generation = 0
+"""How often this process was forked off since the import. Looked at for each message: getpid(2) is a system call."""
+
+
+def _forked() -> None:
+    global _generation
+    _generation += 1
+
+
+os.register_at_fork(after_in_child=_forked)
+
+
 class Service:
     """Runs coroutines for other threads."""
 
     def __init__(self, name: str, address: object) -> None:
         self._address = str(address)
-        self._owner = os.getpid()
+        self._owner = _generation
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name=name, daemon=True)
         self._nudged = False
@@ -37,7 +49,7 @@ class Service:
 
     def check(self, operation: str) -> None:
         """Raise Forked in a forked child."""
-        if self._owner != os.getpid():
+        if self._owner != _generation:
             raise Forked(
                 "it was opened by the parent process, and its thread is there",
                 address=self._address,
@@ -100,7 +112,7 @@ class Service:
 
     def stop(self) -> None:
         """End the thread. Safe to call twice."""
-        if self._owner != os.getpid() or self._loop.is_closed():
+        if self._owner != _generation or self._loop.is_closed():
             return
         with self._lock:
             self._stopping = True

@@ -14,9 +14,10 @@ import threading
 import time
 from typing import Any
 
+from anywire.contract.endpoint import Loan
 from anywire.contract.errors import TooLarge
 from anywire.contract.wire import Broadcast
-from anywire.patterns.controls import END, PUBLISH, control, looks_like_control
+from anywire.patterns.controls import END, PUBLISH, control
 from anywire.patterns.log import LITERALLY, Log
 from anywire.patterns.publishing import Publisher, PublisherStats, _Subscriber
 from anywire.patterns.turns import Turns
@@ -35,9 +36,30 @@ class SharedLog(Log):
         with self._writing:
             if self._shut or (self.places and (len(self) >= self.depth or self.nbytes >= self.depth_bytes)):
                 return False
-            if not self._broadcast.put(message, LITERALLY if looks_like_control(message) else None):
+            if not self._broadcast.put(message, LITERALLY):
                 return False
-            return super().put(message)
+            return self._keep(message)
+
+    def put_many(self, messages: list[bytes], start: int = 0) -> int:
+        """Publish to both, and wake each reader once."""
+        with self._writing:
+            if not self._shut and not self.places:
+                done = self._broadcast.put_many(messages, start, LITERALLY)
+                if not self._pass(done - start):                    # somebody came meanwhile
+                    for message in messages[start:done]:
+                        self._keep(message)
+                return done
+        return super().put_many(messages, start)
+
+    def _keep(self, message: bytes) -> bool:
+        return super().put(message if not self.places or type(message) is bytes else bytes(message))
+
+    def _pass(self, count: int) -> bool:
+        """So many messages went that nobody needs from here: False if somebody does."""
+        with self._lock:
+            if not self.places:
+                self.base += count
+            return not self.places
 
     def shut(self) -> None:
         """Take no more messages."""
@@ -90,6 +112,19 @@ class SharingPublisher(Publisher):
         broadcast.when_room = self._room
         broadcast.when_full = self._full
         broadcast.when_bad = self._bad
+
+    def loan(self, nbytes: int) -> Loan:
+        """Writable memory for one message; in the memory that the subscribers read, where there is place."""
+        self._check_open("loan")
+        return super().loan(nbytes) if self._broadcast is None else self._broadcast.loan(nbytes)
+
+    def _checked(self, message: Any, operation: str) -> bytes:
+        if self._broadcast is not None and type(message) is not bytes:
+            lent = self._broadcast.lent(message)
+            if lent is not None and len(lent) <= self.max_message:
+                self._check_open(operation)
+                return lent  # type: ignore[no-any-return]  # the broadcast takes it, and the log makes bytes of it
+        return super()._checked(message, operation)
 
     def _shares(self, subscriber: _Subscriber) -> bool:
         return self._broadcast is not None and self._broadcast.has(subscriber.channel.endpoint)

@@ -17,10 +17,11 @@ Used by `patterns/shared.py`, `put` by one thread at a time; everything under th
 What can go wrong: a reader dies or stalls (dropped), breaks the rules (dropped, nobody else notices), no memory for the
 pool (parts).
 """
+cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdint cimport uint32_t, uint64_t
-from libc.string cimport memcpy
-from anywire.contract.endpoint cimport BLOCKED, MessageEndpoint, fork_generation, hold
+from libc.string cimport memcmp, memcpy
+from anywire.contract.endpoint cimport BLOCKED, Loan, MessageEndpoint, fork_generation, hold
 from anywire.contract.heap cimport keep_heap
 from anywire.wires._shm cimport (AW_RECORD, AW_RETURNS, Incoming, Outgoing, ShmEndpoint, aw_commit, aw_consumer,
                                  aw_has_data, aw_next_return, aw_producer, aw_publish, aw_record, aw_room_was_wanted,
@@ -30,7 +31,6 @@ import os
 import time
 import weakref
 
-from anywire.contract.endpoint import Loan
 from anywire.contract.errors import BadFrame, Forked, PeerLost, TooLarge, TooSlow, Unsupported
 
 cdef extern from "anywire/ipc/broadcast.h" nogil:
@@ -68,6 +68,42 @@ GONE = 0xFFFFFFFF
 
 cdef class Broadcast
 cdef class SeatedEndpoint(ShmEndpoint)
+
+
+@cython.no_gc                      # a collection would drop `owner` first, and the extent would never come back
+cdef class PooledLoan(Loan):
+    """A loan in a broadcast's pool: `put` shows it to all readers without copying."""
+
+    cdef Outgoing owner
+    cdef uint32_t unit
+
+    def __dealloc__(self):
+        cdef uint32_t i
+        if self.owner is not None:
+            i = self.owner.find(self.unit)
+            if i < self.owner.count and self.owner.extents[i].loan == <void*> self:
+                self.owner.extents[i].loan = NULL
+                if self.owner.extents[i].at == 0:        # else it goes when the readers have given it back
+                    self.owner.free(i)
+
+
+cdef class Lent:
+    """A message that the writer may read while it puts it, and that nobody changes meanwhile: a loan, or what lies in one."""
+
+    cdef object keep
+    cdef const char* p
+    cdef Py_ssize_t n
+
+    def __len__(self):
+        return self.n
+
+    def __bytes__(self):
+        return PyBytes_FromStringAndSize(self.p, self.n)
+
+
+cdef bint is_alike(const char* p, Py_ssize_t n, bytes prefix) noexcept:
+    """Whether these bytes could be taken for something of the prefix's kind."""
+    return prefix is not None and n == len(prefix) and n >= 16 and memcmp(p, PyBytes_AS_STRING(prefix), 16) == 0
 
 
 cdef class Seat(Outgoing):
@@ -236,8 +272,17 @@ cdef class Broadcast:
         cdef uint32_t i = self.memory.count
         while i:
             i -= 1
-            if self.memory.extents[i].readers == 0 and not self.memory.extents[i].flying:
+            if (self.memory.extents[i].readers == 0 and not self.memory.extents[i].flying
+                    and (self.memory.extents[i].loan == NULL or self.is_over(i))):
                 self.memory.free(i)
+
+    cdef bint is_over(self, uint32_t i) noexcept:
+        """Whether the loan of this extent was sent, and nobody can write to it any more."""
+        cdef PooledLoan loan = <PooledLoan> self.memory.extents[i].loan
+        if not loan.sent or loan.exports:
+            return False
+        loan.owner = None                        # kept by somebody, but it can't be opened again
+        return True
 
     cdef bint take_returns(self, Seat seat) except -1:
         """Take back what a reader has returned. False: it returned what it does not have."""
@@ -411,7 +456,7 @@ cdef class Broadcast:
             return -1
         try:
             self.collect()
-            unit = self.memory.lend(n)
+            unit = self.lend(n)
             if unit >= 0:
                 return unit
             self.look()
@@ -426,7 +471,7 @@ cdef class Broadcast:
             aw_fence()
             self.look()
             self.collect()
-            unit = self.memory.lend(n)
+            unit = self.lend(n)
         except MemoryError:
             return -1
         if unit >= 0:
@@ -435,6 +480,70 @@ cdef class Broadcast:
         self.wants_place = True
         self.starve()
         return -2
+
+    cdef Py_ssize_t lend(self, size_t n) except -2:
+        """As Outgoing.lend. It stays while it is `flying`: others may come for memory, join or go before it is shown."""
+        cdef Py_ssize_t unit = self.memory.lend(n)
+        cdef uint32_t i
+        if unit >= 0:
+            i = self.memory.find(<uint32_t> unit)
+            self.memory.extents[i].flying = True
+            self.memory.extents[i].readers = self.memory.extents[i].at = 0
+        return unit
+
+    def loan(self, Py_ssize_t nbytes):
+        """Memory in the pool for one message; private memory when there is no place now (then `put` copies). Any thread."""
+        cdef PooledLoan loan
+        cdef Py_ssize_t unit = -1
+        cdef uint32_t i
+        self.need_own()
+        if nbytes < 0:
+            raise ValueError(f"a loan needs a size of at least 0 bytes, not {nbytes}")
+        if not self.over:
+            self.collect()
+            unit = self.lend(nbytes)
+        if unit < 0:
+            return Loan(nbytes)
+        loan = PooledLoan.__new__(PooledLoan, nbytes, False)
+        loan.owner = self.memory
+        loan.unit = <uint32_t> unit
+        loan.memory = self.memory.pool + <size_t> unit * UNIT
+        i = self.memory.find(loan.unit)
+        self.memory.extents[i].flying = False
+        self.memory.extents[i].loan = <void*> loan
+        return loan
+
+    def lent(self, message):
+        """What to `put` for a loan, or for what lies in one; None for anything else, which must be copied first."""
+        cdef Lent lent
+        cdef const char* p
+        cdef Py_ssize_t n
+        keep = hold(message, &p, &n)
+        if not isinstance(message, Loan) and self.of_loan(p, n) < 0:
+            return None
+        lent = Lent.__new__(Lent)
+        lent.keep = keep
+        lent.p = p
+        lent.n = n
+        return lent
+
+    cdef Py_ssize_t of_loan(self, const char* p, Py_ssize_t n) noexcept:
+        """The place of the extent that begins at `p`, if it is lent to the program and was not shown; else -1."""
+        cdef Outgoing memory = self.memory
+        cdef uint32_t i
+        if not memory.pool <= p < memory.pool + memory.pool_size or (p - memory.pool) % UNIT:
+            return -1
+        i = memory.find(<uint32_t> ((p - memory.pool) // UNIT))
+        if (i == memory.count or memory.extents[i].loan == NULL or memory.extents[i].flying or memory.extents[i].at
+                or <size_t> n > <size_t> memory.extents[i].count * UNIT):
+            return -1
+        return i
+
+    cdef int need_own(self) except -1:
+        if self.generation != fork_generation():
+            raise Forked("this publisher was opened by the parent process", operation="send",
+                         advice="open a new one in the child")
+        return 0
 
     cdef int show(self) except -1:
         """Everybody may read what was committed."""
@@ -464,65 +573,110 @@ cdef class Broadcast:
         return 0
 
     def put(self, data, bytes prefix=None):
-        """Show a message to all readers: False when there is no room now. `data` must not change any more.
+        """Show a message to all readers: False when there is no room now. `data` is bytes, or Lent.
 
-        `prefix`: a message that goes right before it (small ones only)."""
+        `prefix`: what goes right before a message of its length that begins with the same 16 bytes."""
         cdef const char* p
         cdef Py_ssize_t n, unit = -1
         cdef uint64_t need, first = 0
-        keep = hold(data, &p, &n)
-        if self.generation != fork_generation():
-            raise Forked("this publisher was opened by the parent process", operation="send",
-                         advice="open a new one in the child")
+        cdef bint in_place = False
+        self.need_own()
+        if isinstance(data, Lent):
+            p = (<Lent> data).p
+            n = (<Lent> data).n
+            in_place = self.of_loan(p, n) >= 0
+        else:
+            keep = hold(data, &p, &n)
         if not self.readers:
             return True
         if self.rest is not None and not self.pump():
             return False
-        need = aw_space(n if n <= self.inline_limit else 16)
-        if prefix is not None:
-            first = aw_space(len(prefix))
+        need = aw_space(n if n <= self.inline_limit and not in_place else 16)
+        if is_alike(p, n, prefix):
+            first = aw_space(n)
         self.wants_place = False
         if not self.has_room(need + first):
             return False
-        if n > self.inline_limit:
+        if in_place:
+            unit = (p - self.memory.pool) // UNIT
+        elif n > self.inline_limit:
             unit = self.place(n)
             if unit == -2:
                 return False
         self.count(n)
-        if prefix is not None:
-            self.commit(INLINE, PyBytes_AS_STRING(prefix), len(prefix))
-        if n <= self.inline_limit:
+        if first:
+            self.commit(INLINE, PyBytes_AS_STRING(prefix), n)
+        if in_place:
+            self.show_extent(n, <uint32_t> unit)
+        elif n <= self.inline_limit:
             self.commit(INLINE, p, n)
             self.show()
-            return True
-        if unit >= 0:
+        elif unit >= 0:
             self.put_extent(p, n, <uint32_t> unit)
         else:
-            self.rest = data
+            self.rest = data if isinstance(data, bytes) else bytes(data)
             self.rest_done = 0
             self.pump()
         return True
 
+    def put_many(self, list messages, Py_ssize_t start, bytes prefix=None):
+        """Put messages from this one on: the place of the first that found no room. Small ones are shown together, so
+        that a reader that sleeps is woken once."""
+        cdef Py_ssize_t i = start, n, count = len(messages)
+        cdef const char* p
+        cdef aw_producer* ring = &self.memory.ring
+        cdef uint64_t shown = ring.head
+        self.need_own()
+        if not self.readers:
+            return count
+        try:
+            while i < count:
+                data = messages[i]
+                n = len(data)
+                if type(data) is not bytes or n > self.inline_limit or self.rest is not None:
+                    p = NULL
+                else:
+                    p = PyBytes_AS_STRING(data)
+                if p == NULL or is_alike(p, n, prefix) or not self.room(aw_space(n)):
+                    if ring.head != shown:
+                        self.show()              # before anybody is waited for
+                    shown = ring.head
+                    if not self.put(data, prefix):
+                        break
+                    shown = ring.head
+                else:
+                    self.count(n)
+                    self.commit(INLINE, p, n)
+                    if ring.head - shown > ring.size // 4:
+                        self.show()              # they may begin
+                        shown = ring.head
+                i += 1
+        finally:
+            if ring.head != shown:
+                self.show()
+        return i
+
     cdef int put_extent(self, const char* p, size_t n, uint32_t unit) except -1:
         cdef char* to = self.memory.pool + <size_t> unit * UNIT
-        cdef uint64_t readers = 0, words[2]
-        cdef uint32_t i = self.memory.find(unit)
-        cdef Seat seat
-        self.memory.extents[i].flying = True     # while the GIL is free, somebody may join or go
-        self.memory.extents[i].readers = 0
         if n >= NOGIL_COPY:
             with nogil:
                 memcpy(to, p, n)
         else:
             memcpy(to, p, n)
+        return self.show_extent(n, unit)
+
+    cdef int show_extent(self, size_t n, uint32_t unit) except -1:
+        """Show a message that lies in the pool."""
+        cdef uint64_t readers = 0, words[2]
+        cdef uint32_t i = self.memory.find(unit)
+        cdef Seat seat
         for seat in self.readers:
             readers |= <uint64_t> 1 << seat.bit
-        i = self.memory.find(unit)
         self.memory.extents[i].flying = False
         self.memory.extents[i].readers = readers
         self.memory.extents[i].at = self.memory.ring.head
         if readers == 0:
-            self.memory.free(i)
+            self.free_extents()
             return 0
         words[0] = <uint64_t> unit * UNIT
         words[1] = n
