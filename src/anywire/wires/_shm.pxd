@@ -68,6 +68,7 @@ cdef class Outgoing:
     cdef size_t real                             # bytes of the pool that have memory
     cdef uint32_t count                          # extents in use, sorted by their place
     cdef uint32_t turn                           # the unit behind the extent that was lent last
+    cdef size_t lent                             # bytes of the extents in use
     cdef uint64_t frees                          # extents that became free since the beginning
     cdef object waker                            # async front: called when one does while a sender waits for a place
     cdef int bell                                # blocking front: an eventfd to ring then, -1: nobody waits
@@ -122,6 +123,7 @@ cdef class ShmEndpoint(MessageEndpoint):
     cdef uint64_t checked                        # tick of the last look whether the peer lives
     cdef unsigned int flurry
     cdef unsigned int pieces                     # records that were no whole message
+    cdef uint32_t looks_to_skip, looks_skipped   # see keep_warm
     cdef readonly Py_ssize_t private_loans
     cdef readonly Py_ssize_t doorbells           # rung here, for the peer
     # A long message on its way out.
@@ -159,6 +161,8 @@ cdef class ShmEndpoint(MessageEndpoint):
     cdef bint enough(self) noexcept
     cdef int no_room(self, uint64_t n, Py_ssize_t size) except -1
     cdef int put_long(self, const char* p, Py_ssize_t n, object keep) except -1
+    @cython.final
+    cdef int keep_warm(self, Outgoing out, size_t n) except -1
     cdef int refer(self, uint32_t kind, uint64_t offset, uint64_t length, uint64_t total, bint contiguous) except -1
     cdef int go_on(self) except -1
     cdef int stuck(self) except -1

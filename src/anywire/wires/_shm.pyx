@@ -181,6 +181,8 @@ cdef enum:
     NOGIL_COPY = 65536             # bytes from which on a copy releases the GIL
     POPULATE = 1 << 20             # bytes of the pool that are made real at a time
     TURN = 1 << 21                 # bytes at the front of the pool that are lent in turn: see Outgoing.lend
+    WARM = 3 << 20                 # bytes under way from which on a sender first looks for some to return: see keep_warm
+    IN_VAIN = 1024                 # long messages at most that go without such a look after looks in vain
     MOST_PIECES = 4096             # records without a message that a receive takes in one turn
     FLURRY = 8                     # messages that count as one turn of a front (64 turns, then others get one)
 
@@ -196,6 +198,7 @@ cdef enum:                         # `waiting`
     SLEEP, ADAPTIVE, SPIN
 
 cdef uint64_t COPIED = 8           # bytes that one CPU copies in a nanosecond, about
+cdef uint64_t COPIED_FAR = 2       # ... and at least, where two CPUs share no cache
 cdef uint64_t LONGEST_SPIN = 60000 # nanoseconds; sleeping and waking costs about 45 microseconds
 WAITING = {"sleep": SLEEP, "adaptive": ADAPTIVE, "spin": SPIN}
 
@@ -324,6 +327,7 @@ cdef class Outgoing:
     cdef void free(self, uint32_t i) noexcept:
         self.count -= 1
         self.frees += 1
+        self.lent -= <size_t> self.extents[i].count * UNIT
         memmove(&self.extents[i], &self.extents[i + 1], (self.count - i) * sizeof(Extent))
 
     cdef int wake_sender(self) except -1:
@@ -363,6 +367,7 @@ cdef class Outgoing:
         if end > self.real:
             self.make_real(end)
         memmove(&self.extents[i + 1], &self.extents[i], (self.count - i) * sizeof(Extent))
+        self.lent += <size_t> need * UNIT
         self.extents[i].start = start
         self.extents[i].count = need
         self.extents[i].loan = NULL
@@ -846,6 +851,8 @@ cdef class ShmEndpoint(MessageEndpoint):
             if status == DONE:
                 self.publish()
             return status
+        if not self.asynchronous:
+            self.keep_warm(out, n)
         self.long_keep = keep
         self.long_data = p
         self.long_total = n
@@ -856,6 +863,37 @@ cdef class ShmEndpoint(MessageEndpoint):
         except BaseException:
             self.long_keep = None
             raise
+
+    cdef int keep_warm(self, Outgoing out, size_t n) except -1:
+        """Let a receiver that is at work return something, rather than copy to ever further ends of the pool.
+
+        A sender that runs ahead through 64 MiB writes each line to memory, and the receiver fetches it from there; with a
+        few MiB under way both find them in a cache: 3-4 x as fast with 1 MiB messages. It's a look, as long as the
+        receiver may need for a copy, not a wait: who looked in vain (the receiver does something else) looks less often."""
+        cdef uint64_t now, end, frees = out.frees
+        cdef bint came
+        if out.lent + n <= WARM or n > WARM // 2 or self.waiting == SLEEP or (self.waiting == ADAPTIVE and self.alone):
+            return 0
+        if self.looks_skipped < self.looks_to_skip:
+            self.looks_skipped += 1
+            return 0
+        self.looks_skipped = 0
+        now = aw_now()
+        end = now + LONGEST_SPIN + n // COPIED_FAR
+        while out.lent + n > WARM and now < end:
+            with nogil:
+                came = aw_spin(NULL, &out.ring, AW_AN_EXTENT, end - now)
+            PyErr_CheckSignals()
+            if self.broken or self.closed or self.gone or self.out is not out:
+                return 0                         # go_on tells
+            if came:
+                self.collect(out)
+            now = aw_now()
+        if out.frees == frees:
+            self.looks_to_skip = min(2 * self.looks_to_skip + 1, <uint32_t> IN_VAIN)
+        else:
+            self.looks_to_skip = 0
+        return 0
 
     cdef int refer(self, uint32_t kind, uint64_t offset, uint64_t length, uint64_t total, bint contiguous) except -1:
         """Publish a record that refers to the pool; the caller saw that there is room for it."""
