@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 PROGRAM = Path(__file__).resolve().parents[1] / "tests" / "native" / "leak_cycles.py"
 ADDRESSES = {
@@ -54,12 +55,15 @@ def main() -> None:
                     text=True,
                     check=True,
                 )
-            ways = json.loads(done.stdout)
+            ways: dict[str, list[dict[str, Any]]] = {}
+            for line in done.stdout.splitlines():
+                way, _, held = json.loads(line)
+                ways.setdefault(way, []).append(held)
             sums = {
-                key: sum(after[key] - before[key] for before, after in ways.values())
+                key: sum(after[key] - before[key] for before, *_, after in ways.values())
                 for key in ("objects", "malloced", "resident", "threads")
             }
-            fds = sum(len(after["descriptors"]) - len(before["descriptors"]) for before, after in ways.values())
+            fds = sum(len(after["descriptors"]) - len(before["descriptors"]) for before, *_, after in ways.values())
             failed |= fds != 0 or sums["threads"] > 0 or sums["objects"] > chosen.cycles // 10
             failed |= sums["malloced"] > 2 << 20 or sums["resident"] > 16 << 20
             numbers = f"{sums['objects']:9}{sums['malloced']:10}{sums['resident']:12}{fds:6}{sums['threads']:9}"

@@ -1,12 +1,13 @@
 """One process that connects, sends, receives and closes thousands of times, and prints what it holds before and after.
 
-    python leak_cycles.py WIRE FRONT CYCLES [--trace]
+    python leak_cycles.py WIRE FRONT CYCLES [--ways=WAY,WAY] [--trace] [--leak]
 
 Server and client are both in it, so a leak of either side shows. Besides the polite way there are those that end in an
 error, a time-out, a cancellation or an abort, where a reference is easily forgotten: the cycles are shared out among
-the ways. WIRE is an address to listen at, or `udp` or `pipe`. Prints one JSON object: {way: [held before, held after]};
-with --trace also where what was added came from. Run by test_leaks.py, alone in its process, so that nothing else
-allocates.
+the ways, and each way's among PARTS parts. WIRE is an address to listen at, or `udp` or `pipe`. Prints a line of JSON
+for each look: [way, cycles since the last look, what is held]. With --ways only these are made, as often as if all
+were; with --trace it prints where what was added came from; with --leak each cycle leaves an object and a few bytes,
+for a test of the test. Run by test_leaks.py, alone in its process, so that nothing else allocates.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import sys
 import tempfile
 import threading
 import tracemalloc
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -30,9 +31,14 @@ import anywire
 from anywire import sync
 from anywire.contract.wire import wire_for
 
-WARM_UP = 100
-"""Cycles of each way before the first look: imports, free lists and pools fill up in these."""
-Watch = Callable[[str], None]
+WARM_UP = 25
+"""Cycles of each way before the first of any is measured: imports, free lists and pools fill up in these."""
+PARTS = 4
+"""A leak grows in each part; what merely fills up, or is doubled once, grows in one or two."""
+Watch = Callable[[str, int], None]
+ONLY = {way for argument in sys.argv if argument.startswith("--ways=") for way in argument[7:].split(",")}
+LEAKING = "--leak" in sys.argv
+LEFT: list[object] = []
 LARGE = bytes(300_000)
 """More than one read brings, so that it is received into its own buffer."""
 MORE_THAN_FITS = bytes(3 << 20)
@@ -63,6 +69,28 @@ def malloced() -> int:
 def resident() -> int:
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def shares(way: str, cycles: int, ways: int) -> list[int]:
+    """How many cycles of one way to make before each look. The first fill the free lists."""
+    if ONLY and way not in ONLY:
+        return []
+    each = cycles // ways
+    return [each // 2] + [each // PARTS] * PARTS
+
+
+def turns(many: int) -> Iterator[None]:
+    for _ in range(many):
+        yield
+        if LEAKING:
+            LEFT.append(object())
+            libc.malloc(400)
+
+
+def warmed_up() -> None:
+    """What is there now need not be looked through at each of the hundred collections to come."""
+    held()
+    gc.freeze()
 
 
 def held() -> dict[str, Any]:
@@ -365,13 +393,18 @@ ASYNC_PAIRS = {
 async def async_pairs(wire: str, cycles: int, watch: Watch) -> None:
     ways = ASYNC_PAIRS[pair_of(wire)]
     for way in ways:
-        for turn, many in enumerate((WARM_UP, cycles // len(ways) // 2, cycles // len(ways))):
-            for _ in range(many):
+        for _ in range(WARM_UP):
+            await way(wire)
+    for _ in range(3):
+        await forget_cancelled_timers()
+        warmed_up()
+    for way in ways:
+        for many in shares(way.__name__, cycles, len(ways)):
+            for _ in turns(many):
                 await way(wire)
                 await asyncio.sleep(0)
             await forget_cancelled_timers()
-            if turn:
-                watch(way.__name__)
+            watch(way.__name__, many)
 
 
 async def async_cycles(wire: str, cycles: int, watch: Watch) -> None:
@@ -395,16 +428,19 @@ async def async_cycles(wire: str, cycles: int, watch: Watch) -> None:
         for _ in range(WARM_UP):
             for way in ways.values():
                 await way()
+        for _ in range(3):
+            await forget_cancelled_timers()
+            warmed_up()
         for name, way in ways.items():
-            for many in (cycles // len(ways) // 2, cycles // len(ways)):   # first fill the free lists
-                for _ in range(many):
+            for many in shares(name, cycles, len(ways)):
+                for _ in turns(many):
                     await way()
                     await asyncio.sleep(0)       # a way that never had to wait leaves the loop its chores
                 await through(a_small)           # served after all that were still in the backlog
                 while any(server.connections for server in servers):
                     await asyncio.sleep(0)
                 await forget_cancelled_timers()
-                watch(name)
+                watch(name, many)
 
 
 # ---- the blocking front ---------------------------------------------------------------------------------------------
@@ -629,13 +665,16 @@ def blocking_pairs(wire: str, cycles: int, watch: Watch) -> None:
     ways = PAIRS[pair_of(wire)]
     steady = threading.active_count()
     for way in ways:
-        for turn, many in enumerate((WARM_UP, cycles // len(ways) // 2, cycles // len(ways))):
-            for _ in range(many):
+        for _ in range(WARM_UP):
+            way(wire)
+    warmed_up()
+    for way in ways:
+        for many in shares(way.__name__, cycles, len(ways)):
+            for _ in turns(many):
                 way(wire)
             while threading.active_count() > steady:
                 os.sched_yield()
-            if turn:
-                watch(way.__name__)
+            watch(way.__name__, many)
 
 
 def blocking_cycles(wire: str, cycles: int, watch: Watch) -> None:
@@ -659,38 +698,36 @@ def blocking_cycles(wire: str, cycles: int, watch: Watch) -> None:
         for _ in range(WARM_UP):
             for way in ways.values():
                 way()
+        warmed_up()
         for name, way in ways.items():
-            for many in (cycles // len(ways) // 2, cycles // len(ways)):   # first fill the free lists
-                for _ in range(many):
+            for many in shares(name, cycles, len(ways)):
+                for _ in turns(many):
                     way()
                 through(small)                   # served after all that were still in the backlog
                 while any(server.connections for server in servers) or threading.active_count() > steady:
                     os.sched_yield()
-                watch(name)
+                watch(name, many)
 
 
 def main() -> None:
     wire, front, cycles = sys.argv[1], sys.argv[2], int(sys.argv[3])
-    looks: dict[str, list[dict[str, Any]]] = {}
-    traced: list[tracemalloc.Snapshot] = []
+    traced: dict[str, tracemalloc.Snapshot] = {}
     if "--trace" in sys.argv:
         tracemalloc.start(8)
 
-    def watch(way: str) -> None:
-        """Called before and after the cycles of each way."""
-        looks.setdefault(way, []).append(held())
+    def watch(way: str, many: int) -> None:
+        """Called after each share of the cycles of a way. Keeps nothing, for that would count at the next look."""
+        print(json.dumps([way, many, held()]), flush=True)
         if tracemalloc.is_tracing():
-            traced.append(tracemalloc.take_snapshot())
-            if len(looks[way]) == 2:
-                print(f"---- {way}", file=sys.stderr)
-                for difference in traced[-1].compare_to(traced[-2], "traceback")[:3]:
-                    print(difference, *difference.traceback.format(), sep="\n", file=sys.stderr)
+            now = tracemalloc.take_snapshot()
+            print(f"---- {way}", file=sys.stderr)
+            for difference in now.compare_to(traced.setdefault(way, now), "traceback")[:3]:
+                print(difference, *difference.traceback.format(), sep="\n", file=sys.stderr)
 
     if front == "async":
         asyncio.run((async_pairs if pair_of(wire) else async_cycles)(wire, cycles, watch))
     else:
         (blocking_pairs if pair_of(wire) else blocking_cycles)(wire, cycles, watch)
-    print(json.dumps(looks))
 
 
 if __name__ == "__main__":
