@@ -69,7 +69,7 @@ class BufferedConnection:
 
     Args:
         reactor: calls the handlers.
-        sock: connected, or under way (`begin_connect`); made non-blocking, closed by `close`.
+        sock: connected, or under way (`begin_connect`); made non-blocking, TCP without delay, closed by `close`.
         on_data: on_data(connection), when at least `read_low` bytes are in `connection.input`, each time more have
             come; at the end for what is left, too. It takes from there what it likes.
         on_drained: on_drained(connection), when `connection.output` has come down to `write_low`.
@@ -132,6 +132,9 @@ class BufferedConnection:
         self._timers: dict[str, TimerEvent] = {}
         self._last_read = self._last_written = time.monotonic()
         sock.setblocking(False)
+        if sock.family in (socket.AF_INET, socket.AF_INET6):
+            # Small writes go at once: what is to go together is together in `output`.
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._fd = sock.fileno()
         self._event: Event = reactor.watch(sock, Condition.READ, self._ready, priority=priority)
         self._arm()
