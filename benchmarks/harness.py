@@ -192,7 +192,7 @@ def native_programs() -> Iterator[Path]:
         raise SystemExit("this benchmark needs a C compiler (cc) for its load generator")
     with tempfile.TemporaryDirectory(prefix="anywire-native-") as directory:
         for source in sorted(NATIVE.glob("*.c")):
-            subprocess.run([compiler, "-O2", source, "-o", Path(directory) / source.stem], check=True)
+            subprocess.run([compiler, "-O2", source, "-o", Path(directory) / source.stem, "-ldl"], check=True)
         yield Path(directory)
 
 
@@ -235,13 +235,21 @@ class Distance:
 
 
 def load(
-    programs: Path, port: int, conns: int, size: int, depth: int, seconds: float, mode: str, pid: int
+    programs: Path, port: int, conns: int, size: int, depth: int, seconds: float, mode: str, pid: int, *more: object
 ) -> dict[str, float]:
-    """One run of the load generator against a server on 127.0.0.1: its JSON."""
-    command = [programs / "echo_client", "127.0.0.1", port, conns, size, depth, seconds, mode, pid]
+    """One run of the load generator against a server on 127.0.0.1: its JSON. more: "rotate" and a number, or "spin"."""
+    return generate(seconds, programs / "echo_client", "127.0.0.1", port, conns, size, depth, seconds, mode, pid, *more)
+
+
+def load_tls(programs: Path, port: int, conns: int, size: int, seconds: float, pid: int) -> dict[str, float]:
+    """The same over TLS, with one message under way on each connection."""
+    return generate(seconds, programs / "tls_client", "127.0.0.1", port, conns, size, seconds, pid)
+
+
+def generate(seconds: float, *command: object) -> dict[str, float]:
     done = subprocess.run(
         ["taskset", "-c", str(CLIENT_CORE), *map(str, command)],
-        capture_output=True, text=True, timeout=seconds + 40, check=False,
+        capture_output=True, text=True, timeout=seconds + 60, check=False,
     )
     if done.returncode:
         raise RuntimeError(done.stderr.strip() or f"the load generator ended with status {done.returncode}")

@@ -1,7 +1,8 @@
 """The event loops that are compared, and the echo servers that run on them.
 
 A contender is called "KIND, LOOP", for example "protocol, uvloop". Run as a program
-(`python -m benchmarks.loops KIND LOOP`) it is that server on a free port of 127.0.0.1, and says "READY PORT". A loop
+(`python -m benchmarks.loops KIND LOOP [OPTION=NUMBER...]`) it is that server on a free port of 127.0.0.1, and says
+"READY PORT". A loop
 that is not installed is left out of LOOPS' users by `installed`, which says so.
 """
 
@@ -144,8 +145,8 @@ KINDS_OF_SERVER: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {
 
 
 def main() -> None:
-    kind, loop = sys.argv[1:3]
-    run(loop, KINDS_OF_SERVER[kind]())
+    kind, loop, *options = sys.argv[1:]
+    run(loop, KINDS_OF_SERVER[kind](), **{name: float(value) for name, value in (one.split("=") for one in options)})
 
 
 if __name__ == "__main__":

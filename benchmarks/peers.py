@@ -24,9 +24,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from anywire.cli import contenders as known
 from anywire.cli.calls import calls_more, strace
 from anywire.cli.contenders import Announce, AsyncCalls, AsyncSide, Bytes, Calls, Contender, Side, payload, say
 from anywire.cli.pair import PATIENCE, Pair
+from benchmarks import loops
 from benchmarks.harness import CLIENT_CORE, SERVER_CORE
 
 REST = 0.001                            # seconds of sleep before each trip of the phase `pause`
@@ -41,9 +42,10 @@ REST = 0.001                            # seconds of sleep before each trip of t
 
 @dataclass(frozen=True)
 class Peer(Contender):
-    """A contender; `uvloop` instead of asyncio's own loop."""
+    """A contender; `loop` is one of `loops.LOOPS`, made with `loop_options`."""
 
-    uvloop: bool = False
+    loop: str = "asyncio"
+    loop_options: Mapping[str, Any] = field(default_factory=dict)
 
 
 SHM, UNIX, SOCKET = "shm://{name}", "unix://{directory}/s", "{directory}/s"
@@ -55,7 +57,7 @@ PEERS = (
     Peer("anywire unix", "asyncio", "anywire", UNIX),
     Peer("pyzmq asyncio", "asyncio", "zmq", **ZMQ),
     Peer("asyncio streams", "asyncio", "lean_streams", SOCKET),
-    Peer("uvloop streams", "asyncio", "lean_streams", SOCKET, module="uvloop", needs="uvloop", uvloop=True),
+    Peer("uvloop streams", "asyncio", "lean_streams", SOCKET, module="uvloop", needs="uvloop", loop="uvloop"),
     Peer("anywire shm, spin", "blocking", "anywire", SPIN),
     Peer("anywire shm, spin, recv_into", "blocking", "anywire_into", SPIN),
     Peer("anywire shm, spin, many", "blocking", "anywire_many", SPIN, batched=True, phases=("flow",)),
@@ -354,8 +356,7 @@ def main() -> None:
     if one.front == "blocking":
         run_blocking(one, role, address)
     else:
-        run = importlib.import_module("uvloop").run if one.uvloop else asyncio.run
-        run(run_asyncio(one, role, address))
+        loops.run(one.loop, run_asyncio(one, role, address), **one.loop_options)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""All benchmarks with short settings, then what they claim, in one list. Takes less than six minutes.
+"""All benchmarks with short settings, then what they claim, in one list. Takes about eight minutes.
 
-Each runs as it would alone, so its output is the same. `--long` gives each its own settings (about fifteen minutes);
+Each runs as it would alone, so its output is the same. `--long` gives each its own settings (about half an hour);
 `--check` makes a claim that doesn't hold the exit status. On a machine that does other work meanwhile a claim can fail
 that holds on an idle one: run it alone then.
 """
@@ -23,12 +23,15 @@ SHORT = {
     "channel_echo": ["--rounds", "3", "--seconds", "0.4"],
     "loop_echo": ["--rounds", "3", "--seconds", "0.3"],
     "loop_micro": ["--rounds", "3", "--seconds", "0.03"],
+    "tls_echo": ["--rounds", "3", "--seconds", "0.3"],
+    "http_hello": ["--rounds", "3", "--seconds", "1"],
+    "connections": ["--rounds", "1", "--seconds", "0.3"],
     "blocking_unix": ["--rounds", "3", "--seconds", "0.08"],
     "aio_ipc": ["--rounds", "3", "--seconds", "0.3"],
     "shm_blocking": ["--rounds", "3", "--seconds", "0.08"],
     "broadcast": ["--rounds", "3", "--seconds", "0.3"],
     "multiprocessing_queues": ["--rounds", "3", "--seconds", "0.1"],
-    "idle_connections": ["--rounds", "1"],
+    "idle_connections": ["--rounds", "1", "--seconds", "0.4"],
 }
 
 

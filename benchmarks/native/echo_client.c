@@ -1,8 +1,10 @@
 /* Load generator for echo servers.
  *
- * usage: echo_client HOST PORT CONNECTIONS SIZE DEPTH SECONDS raw|framed SERVER_PID     prints one JSON object
+ * usage: echo_client HOST PORT CONNECTIONS SIZE DEPTH SECONDS raw|framed SERVER_PID [rotate ACTIVE | spin]
+ * prints one JSON object
  *
- * Each connection keeps DEPTH messages of SIZE bytes under way. During the warm-up every echoed byte is compared with
+ * Each connection keeps DEPTH messages of SIZE bytes under way. rotate: only ACTIVE connections have one under way, and
+ * each answer lets the next connection in turn send. spin: this client never sleeps, so what is measured is the server. During the warm-up every echoed byte is compared with
  * what was sent; after it, long payloads are thrown away inside the kernel (MSG_TRUNC, tcp(7)), so that the client
  * stays cheaper than any server. Latency is from the first send call of a message to the arrival of its last byte.
  * SERVER_PID (or 0) is whose CPU time is counted, from /proc/PID/task/.../schedstat (nanoseconds).
@@ -11,7 +13,7 @@
  *
  * exit status: 3 the server stalled or hung up, 4 it answered with other bytes than were sent */
 #include "wire.h"
-#include <dirent.h>
+#include "cpu.h"
 
 #define CHUNK (256u << 10)
 #define DISCARD_FROM 4096u
@@ -30,7 +32,7 @@ struct connection {
     uint64_t *started;
 };
 
-static int epoll_fd, framed, checking = 1, measuring, discard;
+static int epoll_fd, framed, checking = 1, measuring, discard, active, finished;
 static size_t size, head;           /* head: HEADER or 0 */
 static unsigned depth;
 static char *payload, *chunk;
@@ -56,23 +58,6 @@ static double percentile(double share) {
         if (total && (double)seen >= (double)total * share) return bucket_value(i) / 1e3;
     }
     return 0;
-}
-
-static double server_cpu(int pid) {
-    char name[320];
-    double seconds = 0;
-    snprintf(name, sizeof name, "/proc/%d/task", pid);
-    DIR *tasks = pid ? opendir(name) : NULL;
-    for (struct dirent *task; tasks && (task = readdir(tasks));) {
-        unsigned long long ns;
-        if (task->d_name[0] == '.') continue;
-        snprintf(name, sizeof name, "/proc/%d/task/%s/schedstat", pid, task->d_name);
-        FILE *file = fopen(name, "r");
-        if (file && fscanf(file, "%llu", &ns) == 1) seconds += (double)ns / 1e9;
-        if (file) fclose(file);
-    }
-    if (tasks) closedir(tasks);
-    return seconds;
 }
 
 static void want_write(struct connection *c, int on) {
@@ -144,6 +129,7 @@ static void take(struct connection *c, const char *data, size_t n) {
         c->unconfirmed++;
         c->got = 0;
         done++;
+        if (active) finished++;
     }
 }
 
@@ -177,7 +163,7 @@ static void greet(int fd) {
 }
 
 int main(int argc, char **argv) {
-    if (argc != 9) return 2;
+    if (argc < 9) return 2;
     struct sockaddr_in address = ipv4(argv[1], argv[2]);
     int connections = atoi(argv[3]), pid = atoi(argv[8]);
     double seconds = atof(argv[6]);
@@ -185,6 +171,9 @@ int main(int argc, char **argv) {
     depth = (unsigned)atoi(argv[5]);
     framed = !strcmp(argv[7], "framed");
     head = framed ? HEADER : 0;
+    active = argc == 11 && !strcmp(argv[9], "rotate") ? atoi(argv[10]) : 0;
+    int patience = argc == 10 && !strcmp(argv[9], "spin") ? 0 : 1000;
+    unsigned turn = 0;
     signal(SIGPIPE, SIG_IGN);
     payload = malloc(size);
     chunk = malloc(CHUNK > size ? CHUNK : size);
@@ -194,6 +183,11 @@ int main(int argc, char **argv) {
     for (int i = 0; i < connections; i++) {
         struct connection *c = all + i;
         c->fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+        /* Another source address for each 5 000: closed connections occupy their port for a minute. */
+        struct sockaddr_in source = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(0x7F000002u + (unsigned)i / 5000)};
+        int late = 1;
+        setsockopt(c->fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &late, sizeof late);
+        if (connections > 5000 && bind(c->fd, (void *)&source, sizeof source)) fail("bind");
         if (connect(c->fd, (void *)&address, sizeof address)) fail("connect");
         no_delay(c->fd);
         if (framed) greet(c->fd);
@@ -202,13 +196,13 @@ int main(int argc, char **argv) {
         struct epoll_event e = {.events = EPOLLIN, .data.ptr = c};
         epoll_ctl(epoll_fd, EPOLL_CTL_ADD, c->fd, &e);
     }
-    for (int i = 0; i < connections; i++) fill(all + i);
+    for (; turn < (unsigned)(active ? active : connections); turn++) fill(all + turn);
     uint64_t start = now_ns(CLOCK_MONOTONIC), warm = start + WARM_UP_NS, stall = start + STALL_NS, end = 0;
     uint64_t own = 0;
     double theirs = 0;
     struct epoll_event ready[512];
     for (;;) {
-        int count = epoll_wait(epoll_fd, ready, 512, 1000);
+        int count = epoll_wait(epoll_fd, ready, 512, patience);
         uint64_t now = now_ns(CLOCK_MONOTONIC);
         if (measuring && now >= end) {
             end = now;
@@ -224,14 +218,18 @@ int main(int argc, char **argv) {
             start = now = now_ns(CLOCK_MONOTONIC);
             end = start + (uint64_t)(seconds * 1e9);
         }
-        if ((!measuring && now > stall) || (count == 0 && measuring && now > start + STALL_NS)) {
+        if ((!measuring && now > stall) || (count == 0 && patience && measuring && now > start + STALL_NS)) {
             fprintf(stderr, "the server stalled after %llu messages\n", (unsigned long long)done);
             return 3;
         }
         for (int i = 0; i < count; i++) {
             struct connection *c = ready[i].data.ptr;
             if (ready[i].events & (EPOLLIN | EPOLLERR | EPOLLHUP)) readable(c);
-            fill(c);
+            if (!active || c->sent) fill(c);
+        }
+        for (; finished; finished--) {
+            while (all[turn % (unsigned)connections].next != all[turn % (unsigned)connections].first) turn++;
+            fill(all + turn++ % (unsigned)connections);
         }
     }
     double elapsed = (double)(end - start) / 1e9;
