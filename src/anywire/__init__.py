@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from anywire import loop as loop
     from anywire import multiprocessing as multiprocessing
     from anywire import sync as sync
     from anywire.contract.address import Address as Address
@@ -52,6 +53,8 @@ if TYPE_CHECKING:
     from anywire.facade import listen_stream as listen_stream
     from anywire.facade import serve as serve
     from anywire.facade import serve_stream as serve_stream
+    from anywire.loop import new_event_loop as new_event_loop
+    from anywire.loop import run as run
     from anywire.patterns.publishing import Publisher as Publisher
     from anywire.patterns.publishing import publish as publish
     from anywire.patterns.pulling import Pull as Pull
@@ -90,18 +93,20 @@ _HOME = {
     "Traits": "anywire.contract.traits",
     "Wait": "anywire.contract.waits",
     "Wire": "anywire.contract.wire",
+    "new_event_loop": "anywire.loop",
     "pipe": "anywire.wires.moving",
     "publish": "anywire.patterns.publishing",
     "pull": "anywire.patterns.pulling",
     "push": "anywire.patterns.pushing",
+    "run": "anywire.loop",
     "subscribe": "anywire.patterns.subscribing",
 }
 
-__all__ = sorted([*_HOME, "multiprocessing", "sync"])  # noqa: PLE0605 # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = sorted([*_HOME, "loop", "multiprocessing", "sync"])  # noqa: PLE0605 # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("sync", "multiprocessing"):
+    if name in ("loop", "multiprocessing", "sync"):
         return importlib.import_module(f"anywire.{name}")
     home = _HOME.get(name)
     if home is None:

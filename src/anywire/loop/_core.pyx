@@ -1,0 +1,717 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False, embedsignature=True, auto_pickle=False
+"""The core of the loop: ready queue, timers, watched descriptors, and the turn that runs them.
+
+Owns what is done for each callback, each timer and each report. What is done once per connection or per loop is the
+standard library's, of which `anywire.loop.Loop` is made together with `Core`; so the methods here have its names and its
+rules. A turn is, in the order of the standard loop:
+
+    1. flush what was corked    2. look at the descriptors, and sleep if nothing else is to be done
+    3. run the callbacks that were ready before    4. deliver the reports    5. run the timers that were due
+
+A look costs a system call, so while callbacks go on making callbacks it is done every LOOK seconds only. Whoever adds
+something from elsewhere (another thread, a signal handler) writes to an eventfd, and only while the loop sleeps: that it
+does is said before the GIL is given up, and everybody who adds something holds the GIL.
+
+Called on the loop's thread, `call_soon_threadsafe` and the cancelling of its handles excepted. What can go wrong: a
+callback raises (the loop's exception handler gets it; SystemExit and KeyboardInterrupt end the run, and what was ready
+stays so); the process forks (the child's copy refuses with RuntimeError and changes nothing of the parent's).
+"""
+cimport cython
+from cpython.exc cimport PyErr_CheckSignals
+from cpython.object cimport PyObject
+
+from anywire.engine._timers cimport monotonic
+from anywire.engine._wakeup cimport Wakeup, aw_drain, aw_wake
+from anywire.engine.conditions cimport ERROR, HANGUP, READ, WRITE
+from anywire.engine.demultiplexers._base cimport Demultiplexer
+
+import asyncio
+import os
+import sys
+from asyncio import Future, Task, base_events, format_helpers
+from collections import deque
+
+cdef extern from "Python.h":
+    PyObject* PyObject_Call(object callable, object args, PyObject* kwargs) noexcept
+    object PyContext_CopyCurrent()
+    int PyContext_Enter(object context) noexcept
+    int PyContext_Exit(object context) noexcept
+
+cdef extern from *:
+    """
+    /* Gives a name to "an exception is set", for Cython's try. */
+    static int anywire_raised(void) { return -1; }
+    static void anywire_drop(PyObject *object) { Py_DECREF(object); }
+    """
+    int raised "anywire_raised"() except -1
+    void drop "anywire_drop"(PyObject* object)
+
+cdef enum:
+    NOTED = 64                      # slow callbacks that are remembered
+
+cdef double LOOK = 50e-6            # seconds between looks at the descriptors while callbacks are ready
+
+cdef unsigned int _generation = 0
+
+FORKED = "this event loop belongs to the parent process; make a new one in the child, or start the child by spawn"
+
+
+def _count_fork():
+    global _generation
+    _generation += 1
+
+
+os.register_at_fork(after_in_child=_count_fork)
+
+
+def _described(callback, args, debug):
+    if sys.version_info >= (3, 13):
+        return format_helpers._format_callback_source(callback, args, debug=debug)
+    return format_helpers._format_callback_source(callback, args)
+
+
+# Both handles say that they are the standard ones when isinstance() asks: a class of C can't derive from those. What
+# follows is as asyncio.Handle, whose own functions make the text of repr().
+
+@cython.final
+@cython.freelist(512)
+cdef class Handle:
+    """A callback that will be called soon; asyncio.Handle to isinstance(). Made by the loop only."""
+
+    @property
+    def __class__(self):
+        return asyncio.Handle
+
+    def cancel(self):
+        """Don't call it. Does nothing once it has been called."""
+        if not self._cancelled:
+            self._cancelled = True
+            if self._loop is not None and self._loop._debug:    # None: the garbage collector was here
+                self.shown = repr(self)
+            self._callback = None
+            self._args = None
+
+    def cancelled(self):
+        """Whether `cancel` was called."""
+        return bool(self._cancelled)
+
+    def get_context(self):
+        """The context in which it is called."""
+        return self._context
+
+    def _run(self):
+        if not self._cancelled and self._loop is not None:
+            self._loop.execute(self, self._callback, self._args, self._context)
+
+    def _repr_info(self):
+        return asyncio.Handle._repr_info(self)
+
+    def __repr__(self):
+        return self.shown or f"<{' '.join(self._repr_info())}>"
+
+
+@cython.final
+cdef class TimerHandle(Timer):
+    """A callback that will be called at some time; asyncio.TimerHandle to isinstance(). Made by the loop only."""
+
+    @property
+    def __class__(self):
+        return asyncio.TimerHandle
+
+    def cancel(self):
+        """Don't call it. Nothing is left of it in the loop."""
+        if not self._cancelled:
+            self._cancelled = True
+            if self.place >= 0 and self.queue is not None:
+                self.queue.cancel_timer(self)
+            if self._loop is not None and self._loop._debug:    # None: the garbage collector was here
+                self.shown = repr(self)
+            self._callback = None
+            self._args = None
+
+    def cancelled(self):
+        """Whether `cancel` was called."""
+        return bool(self._cancelled)
+
+    def when(self):
+        """When it is called, in seconds of the loop's time()."""
+        return (<Timer> self).when
+
+    def get_context(self):
+        """The context in which it is called."""
+        return self._context
+
+    @property
+    def _when(self):
+        return (<Timer> self).when
+
+    @property
+    def _scheduled(self):
+        return self.place >= 0
+
+    def _run(self):
+        if not self._cancelled and self._loop is not None:
+            self._loop.execute(self, self._callback, self._args, self._context)
+
+    def _repr_info(self):
+        info = asyncio.Handle._repr_info(self)
+        info.insert(2 if self._cancelled else 1, f"when={(<Timer> self).when}")
+        return info
+
+    def __repr__(self):
+        return self.shown or f"<{' '.join(self._repr_info())}>"
+
+    def __hash__(self):
+        return hash((<Timer> self).when)
+
+    def __eq__(self, other):
+        if not isinstance(other, asyncio.TimerHandle):
+            return NotImplemented
+        return (self._when == other._when and self._callback == other._callback and self._args == other._args
+                and self.cancelled() == other.cancelled())
+
+    def __lt__(self, other):
+        return self._when < other._when if isinstance(other, asyncio.TimerHandle) else NotImplemented
+
+    def __le__(self, other):
+        return self._when < other._when or self == other if isinstance(other, asyncio.TimerHandle) else NotImplemented
+
+    def __gt__(self, other):
+        return self._when > other._when if isinstance(other, asyncio.TimerHandle) else NotImplemented
+
+    def __ge__(self, other):
+        return self._when > other._when or self == other if isinstance(other, asyncio.TimerHandle) else NotImplemented
+
+
+def _run_other(handle):
+    # A handle of the standard library's own, as it makes them for signals.
+    if not handle._cancelled:
+        handle._run()
+
+
+cdef class Corked(Watcher):
+    """A watcher that can be flushed before the loop sleeps."""
+
+    cdef int flush(self) except -1:
+        return 0
+
+
+cdef class Callbacks(Watcher):
+    """The reader and the writer of one descriptor (add_reader, add_writer)."""
+
+    cdef Core core
+    cdef Handle reader, writer
+
+    cdef int ready(self, uint32_t conditions) except -1:
+        cdef Handle handle = self.reader
+        if handle is not None and conditions & (READ | HANGUP | ERROR):
+            self.core.calls += 1
+            self.core.execute(handle, handle._callback, handle._args, handle._context)
+        # The reader may have removed the writer.
+        handle = self.writer
+        if handle is not None and conditions & (WRITE | HANGUP | ERROR):
+            self.core.calls += 1
+            self.core.execute(handle, handle._callback, handle._args, handle._context)
+        return 0
+
+
+cdef class Waker(Watcher):
+    """The eventfd by which others end the loop's sleep."""
+
+    cdef Wakeup wakeup
+
+    cdef int ready(self, uint32_t conditions) except -1:
+        aw_drain(&self.wakeup.c)
+        return 0
+
+
+cdef int number_of(object fd) except -1:
+    """The descriptor's number, as selectors finds it."""
+    cdef long number
+    if isinstance(fd, int):
+        number = fd
+    else:
+        try:
+            number = int(fd.fileno())
+        except (AttributeError, TypeError, ValueError):
+            raise ValueError(f"Invalid file object: {fd!r}") from None
+    if number < 0 or number > 0x7FFFFFFF:
+        raise ValueError(f"Invalid file descriptor: {number}")
+    return <int> number
+
+
+cdef class Core:
+    """See the module. Without the other half, `Loop`, it has no methods of its own that are public."""
+
+    def __cinit__(self, *args, **options):
+        self._closed = True         # until all is here, for __del__
+        self.timers = TimerQueue()
+        self.due = []
+        self.corked = []
+        self.slow = -1
+        self.slow_calls = deque(maxlen=NOTED)
+        self.generation = _generation
+
+    def _open(self, Demultiplexer demultiplexer not None, double spin, double slow):
+        """Called once, before anything else. Times in seconds; `slow` below 0: don't measure callbacks."""
+        cdef Waker waker = Waker()
+        self.watches = Watches(demultiplexer)
+        self.wakeup = waker.wakeup = Wakeup()
+        self.watches.add(waker, self.wakeup.fileno(), READ, 0)
+        self.spin = spin
+        self.slow = slow
+
+    # ---- the ready queue -----------------------------------------------------------------------------------------
+
+    cdef int check(self) except -1:
+        if self._closed:
+            raise RuntimeError("Event loop is closed")
+        if self.generation != _generation:
+            raise RuntimeError(FORKED)
+        return 0
+
+    cdef inline int push(self, Handle handle) noexcept:
+        if self.tail is None:
+            self.head = handle
+        else:
+            self.tail.next = handle
+        self.tail = handle
+        self.ready_count += 1
+        return 0
+
+    cdef Handle soon(self, object callback, tuple args, object context):
+        cdef Handle handle = Handle.__new__(Handle)
+        handle._loop = self
+        handle._callback = callback
+        handle._args = args
+        handle._context = PyContext_CopyCurrent() if context is None else context
+        if self._debug:
+            handle._source_traceback = format_helpers.extract_stack(sys._getframe())
+        self.push(handle)
+        return handle
+
+    def call_soon(self, callback, *args, context=None):
+        """Call `callback(*args)` in the loop's next turn, in the order of the calls.
+
+        Returns an asyncio.Handle, for `cancel()`. Not thread-safe. RuntimeError: the loop is closed, or the parent's."""
+        self.check()
+        if self._debug:
+            self._check_thread()
+            self._check_callback(callback, "call_soon")
+        return self.soon(callback, args, context)
+
+    def call_soon_threadsafe(self, callback, *args, context=None):
+        """As `call_soon`, from any thread and from signal handlers; ends the loop's sleep."""
+        cdef Handle handle
+        self.check()
+        if self._debug:
+            self._check_callback(callback, "call_soon_threadsafe")
+        handle = self.soon(callback, args, context)
+        if self.sleeping:
+            self.wake()
+        return handle
+
+    def _call_soon(self, callback, args, context):
+        return self.soon(callback, tuple(args), context)
+
+    def _add_callback(self, handle):
+        if not handle._cancelled:
+            self.soon(_run_other, (handle,), None)     # in a context of its own it enters the handle's
+
+    cdef int wake(self) except -1:
+        # An error would be EBADF alone: the loop is closed, and nobody sleeps.
+        if self.wakeup.c.read_fd >= 0:
+            aw_wake(&self.wakeup.c)
+        return 0
+
+    def _write_to_self(self):
+        if self.sleeping:
+            self.wake()
+
+    # ---- timers --------------------------------------------------------------------------------------------------
+
+    cdef double now(self) noexcept:
+        return monotonic()
+
+    def time(self):
+        """The loop's clock, in seconds: time.monotonic()."""
+        return monotonic()
+
+    cdef TimerHandle at(self, double when, object callback, tuple args, object context):
+        cdef TimerHandle handle = TimerHandle.__new__(TimerHandle)
+        handle._loop = self
+        handle._callback = callback
+        handle._args = args
+        handle._context = PyContext_CopyCurrent() if context is None else context
+        if self._debug:
+            handle._source_traceback = format_helpers.extract_stack(sys._getframe())
+        self.timers.add_timer(handle, when)
+        return handle
+
+    def call_later(self, delay, callback, *args, context=None):
+        """Call `callback(*args)` when `delay` seconds have passed, never before.
+
+        Returns an asyncio.TimerHandle, for `cancel()` and `when()`. Equal times keep their order. Not thread-safe.
+        ValueError: a delay of NaN. RuntimeError: the loop is closed, or the parent's."""
+        if delay is None:
+            raise TypeError("delay must not be None")
+        self.check()
+        if self._debug:
+            self._check_thread()
+            self._check_callback(callback, "call_later")
+        return self.at(monotonic() + <double> delay, callback, args, context)
+
+    def call_at(self, when, callback, *args, context=None):
+        """As `call_later`, at a time of the loop's time()."""
+        if when is None:
+            raise TypeError("when cannot be None")
+        self.check()
+        if self._debug:
+            self._check_thread()
+            self._check_callback(callback, "call_at")
+        return self.at(when, callback, args, context)
+
+    # ---- descriptors ---------------------------------------------------------------------------------------------
+
+    cdef int watch(self, Watcher watcher, int fd, uint32_t conditions) except -1:
+        self.check()
+        return self.watches.add(watcher, fd, conditions, 0)
+
+    cdef int rewatch(self, Watcher watcher, uint32_t conditions) except -1:
+        if self._closed or self.generation != _generation:
+            return 0                # the set in the kernel is the parent's, too
+        return self.watches.modify(watcher, conditions, 0)
+
+    cdef int unwatch(self, Watcher watcher) except -1:
+        if self._closed or self.generation != _generation:
+            return 0
+        return self.watches.remove(watcher)
+
+    cdef object set_reader(self, object fd, object callback, tuple args, bint writing):
+        cdef int number
+        cdef Watcher watcher
+        cdef Callbacks callbacks
+        cdef Handle handle, former
+        self.check()
+        number = number_of(fd)
+        handle = Handle.__new__(Handle)
+        handle._loop = self
+        handle._callback = callback
+        handle._args = args
+        handle._context = PyContext_CopyCurrent()
+        if self._debug:
+            handle._source_traceback = format_helpers.extract_stack(sys._getframe())
+        watcher = self.watches.of(number)
+        if watcher is None:
+            callbacks = Callbacks.__new__(Callbacks)
+            callbacks.core = self
+            self.watches.add(callbacks, number, WRITE if writing else READ, 0)
+        elif not isinstance(watcher, Callbacks):
+            raise RuntimeError(f"File descriptor {number} is used by transport {watcher!r}")
+        else:
+            callbacks = <Callbacks> watcher
+            # Also where nothing changes: the number may be a new descriptor's by now.
+            self.watches.modify(callbacks, callbacks.conditions | (WRITE if writing else READ), 0)
+        if writing:
+            former = callbacks.writer
+            callbacks.writer = handle
+        else:
+            former = callbacks.reader
+            callbacks.reader = handle
+        if former is not None:
+            former.cancel()
+        return handle
+
+    cdef bint drop_reader(self, object fd, bint writing) except -1:
+        cdef int number
+        cdef Watcher watcher
+        cdef Callbacks callbacks
+        cdef Handle former
+        if self._closed or self.generation != _generation:
+            return False
+        try:
+            number = number_of(fd)
+        except ValueError:
+            return False            # closed, so it isn't watched any more
+        watcher = self.watches.of(number)
+        if watcher is None or not isinstance(watcher, Callbacks):
+            return False
+        callbacks = <Callbacks> watcher
+        if writing:
+            former = callbacks.writer
+            callbacks.writer = None
+        else:
+            former = callbacks.reader
+            callbacks.reader = None
+        if former is None:
+            return False
+        if callbacks.reader is None and callbacks.writer is None:
+            self.watches.remove(callbacks)
+        else:
+            self.watches.modify(callbacks, READ if writing else WRITE, 0)
+        former.cancel()
+        return True
+
+    def _add_reader(self, fd, callback, *args):
+        return self.set_reader(fd, callback, args, False)
+
+    def _remove_reader(self, fd):
+        return bool(self.drop_reader(fd, False))
+
+    def _add_writer(self, fd, callback, *args):
+        return self.set_reader(fd, callback, args, True)
+
+    def _remove_writer(self, fd):
+        return bool(self.drop_reader(fd, True))
+
+    def _watched(self, fd):
+        """The conditions that a descriptor is watched for, 1 to read and 2 to write, and the two handles; or None."""
+        cdef Watcher watcher = self.watches.of(number_of(fd))
+        if watcher is None:
+            return None
+        if isinstance(watcher, Callbacks):
+            return watcher.conditions, ((<Callbacks> watcher).reader, (<Callbacks> watcher).writer)
+        return watcher.conditions & (READ | WRITE), (None, None)
+
+    cdef int flush_later(self, Corked corked) except -1:
+        if not corked.corked:
+            corked.corked = True
+            self.corked.append(corked)
+        return 0
+
+    cdef bint last(self) noexcept:
+        return self.ready_count == 0 and self.watches.first == self.watches.last and not self.due
+
+    # ---- running -------------------------------------------------------------------------------------------------
+
+    cdef int execute(self, object handle, object callback, tuple args, object context) except -1:
+        cdef PyObject* result
+        if self.slow >= 0 or self._debug:
+            return self.measured(handle, callback, args, context)
+        if PyContext_Enter(context) < 0:
+            return self.failed(handle)
+        result = PyObject_Call(callback, args, NULL)
+        PyContext_Exit(context)
+        if result == NULL:
+            return self.failed(handle)
+        drop(result)
+        return 0
+
+    cdef int measured(self, object handle, object callback, tuple args, object context) except -1:
+        cdef PyObject* result = NULL
+        cdef double began = monotonic(), took
+        self._current_handle = handle
+        try:
+            if PyContext_Enter(context) >= 0:
+                result = PyObject_Call(callback, args, NULL)
+                PyContext_Exit(context)
+            if result == NULL:
+                self.failed(handle)
+            else:
+                drop(result)
+            took = monotonic() - began
+            if 0 <= self.slow <= took:
+                self.slow_calls.append((self.culprit(callback, args), took))
+            if self._debug and took >= self.slow_callback_duration:
+                base_events.logger.warning("Executing %s took %.3f seconds", base_events._format_handle(handle), took)
+        finally:
+            self._current_handle = None
+        return 0
+
+    def culprit(self, callback, args):
+        """Who was slow: the name of a task with its coroutine's, or of a function with its place."""
+        task = getattr(callback, "__self__", None)
+        if isinstance(task, Task):
+            return f"{task.get_name()}: {getattr(task.get_coro(), '__qualname__', task.get_coro())}"
+        return _described(callback, args, self._debug)
+
+    cdef int failed(self, object handle) except -1:
+        """An exception is set: SystemExit and KeyboardInterrupt end the run, the handler gets all others."""
+        try:
+            raised()
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as error:
+            report = {
+                "message": f"Exception in callback {_described(handle._callback, handle._args, self._debug)}",
+                "exception": error,
+                "handle": handle,
+            }
+            if handle._source_traceback:
+                report["source_traceback"] = handle._source_traceback
+            self.call_exception_handler(report)
+        return 0
+
+    cdef int run_ready(self, Py_ssize_t count) except -1:
+        cdef Handle handle
+        self.calls += count
+        while count > 0:
+            count -= 1
+            handle = self.head
+            self.head = handle.next
+            handle.next = None
+            if self.head is None:
+                self.tail = None
+            self.ready_count -= 1
+            if not handle._cancelled:
+                self.execute(handle, handle._callback, handle._args, handle._context)
+        return 0
+
+    cdef int run_due(self) except -1:
+        cdef TimerHandle handle
+        cdef list due = self.due
+        due.reverse()
+        try:
+            while due:
+                handle = due.pop()
+                if not handle._cancelled:
+                    self.calls += 1
+                    self.execute(handle, handle._callback, handle._args, handle._context)
+        finally:
+            due.reverse()           # what is left after an exception keeps its order
+        return 0
+
+    cdef int flush_all(self) except -1:
+        cdef list corked = self.corked
+        cdef Corked one
+        self.corked = []
+        for one in corked:
+            one.corked = False
+            one.flush()
+        return 0
+
+    cdef int wait(self, double now) except -1:
+        """Sleep until a report, a timer or somebody ends it. Returns how many reports there are."""
+        cdef int count = 0
+        cdef double end
+        if self.spin > 0:
+            end = now + self.spin
+            while now < end:
+                count = self.watches.wait(0)
+                if count:
+                    return count
+                with nogil:
+                    pass            # others may have the GIL
+                PyErr_CheckSignals()
+                now = monotonic()
+                if self.ready_count or self.timers.next_when() <= now:
+                    return 0
+        self.sleeps += 1
+        self.sleeping = True
+        try:
+            return self.watches.wait(self.timers.timeout_ns(now))
+        finally:
+            self.sleeping = False
+
+    cdef int turn(self, bint look) except -1:
+        cdef int count = 0
+        cdef double now = monotonic(), before
+        cdef Py_ssize_t ready
+        cdef TimerHandle handle
+        if self.corked:
+            self.flush_all()
+        if self.ready_count == 0 and not self._stopping and not self.due and self.timers.next_when() > now:
+            before = now
+            count = self.wait(now)
+            self.looked = now = monotonic()
+            self.slept += now - before
+        elif look or now - self.looked >= LOOK:
+            self.polls += 1
+            count = self.watches.wait(0)
+            self.looked = now
+            PyErr_CheckSignals()
+        self.turns += 1
+        ready = self.ready_count
+        while True:
+            handle = <TimerHandle> self.timers.pop_due(now)
+            if handle is None:
+                break
+            self.due.append(handle)
+        if ready > self.deepest:
+            self.deepest = ready
+        if ready:
+            self.run_ready(ready)
+        if count:
+            self.watches.dispatch(count)
+        if self.due:
+            self.run_due()
+        return 0
+
+    def _run_once(self):
+        """Turns until somebody calls stop(); the first one looks at the descriptors in any case."""
+        cdef bint look = True
+        self.check()
+        self.began = monotonic()
+        try:
+            while True:
+                self.turn(look)
+                look = False
+                if self._stopping:
+                    break
+        finally:
+            self.ran += monotonic() - self.began
+            self.began = 0
+            if self.corked:
+                self.flush_all()
+
+    # ---- the loop's state ----------------------------------------------------------------------------------------
+
+    def stop(self):
+        """End the run after this turn. What is ready now is still called."""
+        self._stopping = True
+
+    def is_running(self):
+        """Whether it runs."""
+        return self._thread_id is not None
+
+    def is_closed(self):
+        """Whether it was closed."""
+        return bool(self._closed)
+
+    def get_debug(self):
+        """Whether debug mode is on."""
+        return bool(self._debug)
+
+    def _check_closed(self):
+        self.check()
+
+    def create_future(self):
+        """A Future of this loop."""
+        return Future(loop=self)
+
+    def create_task(self, coro, *, name=None, context=None, **options):
+        """Run a coroutine as a task of this loop; the options are those of asyncio.create_task()."""
+        self.check()
+        if self._task_factory is not None or options:
+            return super().create_task(coro, name=name, context=context, **options)
+        task = Task(coro, loop=self, name=name, context=context)
+        if task._source_traceback:
+            task._source_traceback.pop()
+        return task
+
+    def _release(self):
+        """After the other half has closed: forget all callbacks, release the demultiplexer and the eventfd."""
+        cdef Handle handle
+        while self.head is not None:
+            handle = self.head
+            self.head = handle.next
+            handle.next = None
+        self.tail = None
+        self.ready_count = 0
+        self.due = []
+        self.corked = []
+        # One by one: their owners may still cancel them, when the garbage collector has cleared the queue.
+        while self.timers.size():
+            self.timers.take_out(self.timers.size() - 1)
+        self.watches.close()
+        self.wakeup.close()
+
+    def _figures(self):
+        """For `Loop.stats`."""
+        cdef double now = monotonic()
+        return {
+            "turns": self.turns, "callbacks": self.calls, "polls": self.polls, "sleeps": self.sleeps,
+            "wakeups": self.wakeup.c.written, "ready": self.ready_count, "ready_most": self.deepest,
+            "timers": self.timers.size(), "watched": self.watches.count,
+            "seconds": self.ran + (now - self.began if self.began else 0), "slept": self.slept,
+        }

@@ -1,0 +1,136 @@
+"""The loop that people see: the standard library's, with what is hot replaced by `anywire.loop._core`.
+
+What happens once per connection or per loop is the standard library's own code (name resolution, subprocesses, TLS,
+signals, executors, sendfile), and so has its behaviour and its errors; what happens for each callback, timer and report
+is native. All on the thread that runs the loop, but for `call_soon_threadsafe`.
+
+What can go wrong: see each method. A loop that was inherited by a forked child refuses to be used there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import selectors
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+from anywire.engine.demultiplexers import by_name
+from anywire.loop._core import Core
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class LoopStats:
+    """What a loop has done so far, and what it has to do."""
+
+    seconds: float
+    """How long it has run, in seconds."""
+    slept: float
+    """How much of that it spent waiting for something to do; polling by `busy_poll` is part of it."""
+    turns: int
+    """Turns: a round of what was ready, of reports and of timers."""
+    callbacks: int
+    """Callbacks called: of call_soon, of timers, of add_reader and add_writer."""
+    polls: int
+    """Looks at the descriptors while something was ready."""
+    sleeps: int
+    """Waits for something to do."""
+    wakeups: int
+    """Waits that another thread or a signal handler ended."""
+    ready: int
+    """Callbacks that are ready now."""
+    ready_most: int
+    """The most that were ready at the start of a turn."""
+    timers: int
+    """Timers that are set."""
+    watched: int
+    """Descriptors watched, the loop's own two among them."""
+    slow: tuple[tuple[str, float], ...]
+    """The last callbacks that took `slow_callbacks` seconds or more: a name (of a task and its coroutine, or of a
+    function and its place) and seconds."""
+
+    @property
+    def utilisation(self) -> float:
+        """The share of its time in which it had something to do, 0 to 1."""
+        return 1 - self.slept / self.seconds if self.seconds else 0.0
+
+
+class _Selector:
+    """Stands where the standard loop has its selector, so that it makes none. Answers what its transports ask one."""
+
+    def __init__(self, loop: Loop) -> None:
+        self._loop = loop
+
+    def get_key(self, fd: int) -> selectors.SelectorKey:
+        """What a descriptor is watched for. KeyError: it isn't."""
+        found = self._loop._watched(fd)
+        if found is None:
+            raise KeyError(f"{fd!r} is not registered")
+        return selectors.SelectorKey(fd, fd, *found)
+
+    def close(self) -> None:
+        pass
+
+
+class Loop(Core, asyncio.SelectorEventLoop):
+    """An asyncio event loop. Everything of asyncio.AbstractEventLoop, on Unix.
+
+    Args:
+        busy_poll: microseconds for which it goes on polling before it sleeps. A message that comes meanwhile is here
+            some microseconds sooner, for a CPU that is always busy.
+        slow_callbacks: seconds from which a callback is noted in `stats().slow`. None measures none, and costs nothing.
+        demultiplexer: how it waits for descriptors: "epoll", "poll" or "select".
+
+    Raises:
+        ValueError: a number below 0, or an unknown demultiplexer.
+        OSError: no descriptor is left (EMFILE, ENFILE).
+    """
+
+    def __init__(
+        self, *, busy_poll: float = 0, slow_callbacks: float | None = None, demultiplexer: str = "epoll",
+    ) -> None:
+        if not busy_poll >= 0:
+            raise ValueError(f"busy_poll is a number of microseconds, not {busy_poll!r}")
+        if slow_callbacks is not None and not slow_callbacks >= 0:
+            raise ValueError(f"slow_callbacks is a number of seconds, or None to measure none; not {slow_callbacks!r}")
+        self._open(by_name(demultiplexer), busy_poll / 1e6, -1 if slow_callbacks is None else slow_callbacks)
+        selector: Any = _Selector(self)
+        super().__init__(selector)
+
+    def close(self) -> None:
+        """Close it: callbacks that wait are forgotten, the default executor is shut down without waiting.
+
+        RuntimeError: it runs."""
+        if self.is_closed():
+            super().close()
+            return
+        super().close()
+        self._release()
+
+    def stats(self) -> LoopStats:
+        """What it has done so far. From any thread."""
+        return LoopStats(**self._figures(), slow=tuple(self.slow_calls))
+
+
+def new_event_loop(
+    *, busy_poll: float = 0, slow_callbacks: float | None = None, demultiplexer: str = "epoll",
+) -> Loop:
+    """A new `Loop`; for `asyncio.Runner(loop_factory=anywire.new_event_loop)` and others that want a factory."""
+    return Loop(busy_poll=busy_poll, slow_callbacks=slow_callbacks, demultiplexer=demultiplexer)
+
+
+def run(main: Coroutine[Any, Any, T], *, debug: bool | None = None, busy_poll: float = 0) -> T:
+    """Run a coroutine on a new `Loop` and return its result; otherwise asyncio.run().
+
+    Args:
+        main: the coroutine.
+        debug: asyncio's debug mode; None leaves it to PYTHONASYNCIODEBUG and -X dev.
+        busy_poll: see `Loop`.
+
+    Raises:
+        RuntimeError: a loop runs in this thread already.
+    """
+    with asyncio.Runner(debug=debug, loop_factory=lambda: new_event_loop(busy_poll=busy_poll)) as runner:
+        return runner.run(main)

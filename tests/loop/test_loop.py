@@ -1,0 +1,402 @@
+"""What the loop's own core does: order, timers, wake-ups, descriptors, errors, forks, figures. The interpreter's tests
+of asyncio (scripts/asyncio_tests.py) have the rest."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import gc
+import os
+import signal
+import socket
+import threading
+import time
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+import anywire
+from anywire.loop import Loop
+
+
+@pytest.fixture(params=["epoll", "poll", "select"])
+def loop(request: pytest.FixtureRequest) -> Iterator[Loop]:
+    made = anywire.new_event_loop(demultiplexer=request.param)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+    ends = socket.socketpair()
+    for end in ends:
+        end.setblocking(False)
+    yield ends
+    for end in ends:
+        end.close()
+
+
+def turns(loop: Loop, count: int = 1) -> None:
+    for _ in range(count):
+        loop.call_soon(loop.stop)
+        loop.run_forever()
+
+
+def test_run_and_runner() -> None:
+    async def main() -> str:
+        assert type(asyncio.get_running_loop()) is Loop
+        await asyncio.sleep(0)
+        return "done"
+
+    assert anywire.run(main()) == "done"
+    with asyncio.Runner(loop_factory=anywire.new_event_loop) as runner:
+        assert runner.run(main()) == "done"
+
+
+def test_handles_are_asyncios(loop: Loop) -> None:
+    soon, later = loop.call_soon(print), loop.call_later(10, print)
+    assert isinstance(soon, asyncio.Handle) and not isinstance(soon, asyncio.TimerHandle)
+    assert isinstance(later, asyncio.TimerHandle) and isinstance(later, asyncio.Handle)
+    assert later.when() == pytest.approx(loop.time() + 10, abs=5)
+    assert later > loop.call_later(1, print)
+    assert repr(soon).startswith("<Handle print(") and repr(later).startswith("<TimerHandle when=")
+    for handle in (soon, later):
+        handle.cancel()
+        assert handle.cancelled() and "cancelled" in repr(handle)
+    assert loop.stats().timers == 1     # the cancelled one has left nothing
+
+
+def test_order_of_a_turn(loop: Loop, pair: tuple[socket.socket, socket.socket]) -> None:
+    # As the standard loop: what was ready, then reports, then timers; what they add comes in the next turn.
+    seen: list[str] = []
+    ours, theirs = pair
+    theirs.send(b"x")
+
+    def readable() -> None:
+        loop.remove_reader(ours)
+        seen.append("report")
+
+    loop.add_reader(ours, readable)
+    loop.call_at(loop.time() - 1, seen.append, "timer")
+    loop.call_soon(lambda: (seen.append("first"), loop.call_soon(seen.append, "next turn")))
+    loop.call_soon(seen.append, "second")
+    turns(loop, 2)
+    assert seen == ["first", "second", "report", "timer", "next turn"]
+
+
+def test_reports_come_while_callbacks_make_callbacks(loop: Loop, pair: tuple[socket.socket, socket.socket]) -> None:
+    ours, theirs = pair
+
+    def again() -> None:
+        loop.call_soon(again)
+
+    loop.add_reader(ours, loop.stop)
+    loop.call_soon(again)
+    theirs.send(b"x")
+    loop.run_forever()                  # the test's time-out is the failure
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.0005, 0.003])
+def test_timers_are_never_early(loop: Loop, delay: float) -> None:
+    late: list[float] = []
+
+    async def main() -> None:
+        for _ in range(5):
+            fired = loop.create_future()
+            handle = loop.call_later(delay, fired.set_result, None)
+            await fired
+            late.append(loop.time() - handle.when())
+
+    loop.run_until_complete(main())
+    assert min(late) >= 0
+
+
+def test_timer_edges(loop: Loop) -> None:
+    seen: list[int] = []
+    when = loop.time() + 0.001
+    for number in range(20):
+        loop.call_at(when, seen.append, number)
+    loop.call_at(float("-inf"), seen.append, -1)
+    never = loop.call_at(float("inf"), seen.append, 99)
+    loop.call_later(1e12, seen.append, 99)
+    with pytest.raises(ValueError, match="NaN"):
+        loop.call_later(float("nan"), print)
+    loop.call_at(when + 0.001, loop.stop)
+    loop.run_forever()
+    assert seen == [-1, *range(20)]     # equal deadlines keep their order
+    assert never.when() == float("inf")
+
+
+def test_a_timer_that_makes_timers_lets_others_run(loop: Loop) -> None:
+    def again() -> None:
+        loop.call_at(0, again)
+
+    again()
+    loop.call_later(0.002, loop.stop)
+    loop.run_forever()
+
+
+def test_cancel_in_the_same_turn(loop: Loop) -> None:
+    seen: list[str] = []
+    second = loop.call_at(loop.time(), seen.append, "second")
+    first = loop.call_at(second.when() - 1, lambda: (seen.append("first"), second.cancel()))
+    turns(loop)
+    assert seen == ["first"]
+    first.cancel()                      # has run: nothing happens
+
+
+def test_threads_wake_it(loop: Loop) -> None:
+    # Eight threads; a wake that is lost between the last look at the queue and the sleep stops the loop for ever.
+    left = 8 * 300
+
+    def one() -> None:
+        nonlocal left
+        left -= 1
+        if not left:
+            loop.stop()
+
+    def hammer() -> None:
+        for number in range(300):
+            loop.call_soon_threadsafe(one)
+            if number % 50 == 0:
+                time.sleep(0)
+
+    threads = [threading.Thread(target=hammer) for _ in range(8)]
+    loop.call_soon(lambda: [thread.start() for thread in threads])
+    loop.run_forever()
+    for thread in threads:
+        thread.join()
+    assert left == 0
+
+
+def test_a_signal_handler_wakes_it(loop: Loop) -> None:
+    former = signal.signal(signal.SIGUSR1, lambda *_: loop.call_soon_threadsafe(loop.stop))
+    try:
+        threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGUSR1)).start()
+        loop.run_forever()
+    finally:
+        signal.signal(signal.SIGUSR1, former)
+
+
+def test_contexts(loop: Loop, pair: tuple[socket.socket, socket.socket]) -> None:
+    variable = contextvars.ContextVar("variable", default=0)
+    ours, theirs = pair
+    theirs.send(b"x")
+    seen: list[int] = []
+
+    def look() -> None:
+        seen.append(variable.get())
+        variable.set(99)
+
+    def look_once() -> None:
+        look()
+        loop.remove_reader(ours)
+
+    given = contextvars.copy_context()
+    given.run(variable.set, 7)
+    variable.set(1)
+    loop.call_soon(look)
+    loop.call_soon(look)
+    loop.add_reader(ours, look_once)
+    loop.call_later(0, look)
+    loop.call_soon(look, context=given)
+    loop.call_soon(look, context=given)
+    variable.set(2)
+    loop.add_reader(ours, look_once)
+    turns(loop, 2)
+    assert sorted(seen) == [1, 1, 1, 2, 7, 99]
+    assert variable.get() == 2
+
+
+def test_errors_go_to_the_handler_and_exits_end_the_run(loop: Loop) -> None:
+    reports: list[dict[str, Any]] = []
+    seen: list[str] = []
+    loop.set_exception_handler(lambda _, report: reports.append(report))
+
+    def fail() -> None:
+        raise ValueError("bad")
+
+    handle = loop.call_soon(fail)
+    loop.call_soon(seen.append, "after")
+    turns(loop)
+    assert seen == ["after"]
+    assert reports[0]["handle"] is handle and isinstance(reports[0]["exception"], ValueError)
+    assert "fail" in reports[0]["message"]
+
+    def leave() -> None:
+        raise SystemExit(3)
+
+    loop.call_soon(leave)
+    loop.call_soon(seen.append, "kept")
+    with pytest.raises(SystemExit):
+        loop.run_forever()
+    turns(loop)
+    assert seen == ["after", "kept"]
+
+
+def test_a_report_for_a_closed_descriptor_is_dropped(loop: Loop) -> None:
+    # Two descriptors are ready in one batch; the first handler closes the second one, and its number is used again.
+    seen: list[str] = []
+    first, second = socket.socketpair(), socket.socketpair()
+    for mine, other in (first, second):
+        other.send(b"x")
+        mine.setblocking(False)
+    kept: list[Any] = []
+
+    def handler(name: str, victim: socket.socket) -> None:
+        seen.append(name)
+        loop.remove_reader(first[0])
+        loop.remove_reader(second[0])
+        victim.close()
+        kept.extend(socket.socketpair())
+        loop.add_reader(kept[-2], seen.append, "new")
+        loop.add_reader(kept[-1], seen.append, "new")
+
+    loop.add_reader(first[0], handler, "first", second[0])
+    loop.add_reader(second[0], handler, "second", first[0])
+    turns(loop, 3)
+    assert len(seen) == 1 and "new" not in seen
+    for end in kept[-2:]:
+        loop.remove_reader(end)
+    for end in (*first, *second, *kept):
+        end.close()
+
+
+def test_readers_and_writers(loop: Loop, pair: tuple[socket.socket, socket.socket]) -> None:
+    ours, theirs = pair
+    seen: list[str] = []
+    loop.add_writer(ours, seen.append, "write")
+    loop.add_reader(ours, seen.append, "read")
+    turns(loop)
+    assert seen == ["write"]
+    theirs.send(b"x")
+    turns(loop)
+    assert seen == ["write", "read", "write"]
+    loop.add_reader(ours, seen.append, "other")     # replaces
+    assert loop.remove_writer(ours) and not loop.remove_writer(ours)
+    turns(loop)
+    assert seen[3:] == ["other"]
+    assert loop.remove_reader(ours) and not loop.remove_reader(ours)
+    turns(loop)
+    assert seen[4:] == []
+    with pytest.raises(ValueError, match="descriptor"):
+        loop.add_reader(-1, print)
+    with pytest.raises(OSError):
+        loop.add_reader(os.sysconf("SC_OPEN_MAX") - 1, print)
+    assert loop.stats().watched == 2                # its own: the failed ones have left nothing
+
+
+def test_a_child_refuses_the_parents_loop() -> None:
+    loop = anywire.new_event_loop()
+    ours, theirs = socket.socketpair()
+    loop.add_reader(ours, loop.stop)
+
+    def child() -> int:
+        refused = 0
+        for call in (
+            lambda: loop.call_soon(print), lambda: loop.call_soon_threadsafe(print), lambda: loop.call_later(1, print),
+            lambda: loop.add_reader(theirs, print), loop.run_forever,
+        ):
+            try:
+                call()
+            except RuntimeError as error:
+                refused += "parent process" in str(error)
+        loop.remove_reader(ours)        # must not reach into the set that both processes share
+        loop.close()
+        anywire.run(asyncio.sleep(0))   # one of its own works
+        return refused
+
+    pid = os.fork()
+    if not pid:
+        try:
+            os._exit(child())
+        except BaseException:
+            os._exit(99)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 5
+    theirs.send(b"x")
+    loop.run_forever()
+    loop.close()
+    ours.close()
+    theirs.close()
+
+
+@pytest.mark.filterwarnings("ignore:unclosed event loop")
+def test_an_abandoned_loop_is_collected() -> None:
+    loop = anywire.new_event_loop()
+
+    async def forever() -> None:
+        await asyncio.sleep(1000)
+
+    task = loop.create_task(forever())
+    turns(loop)
+    loop.call_soon(print, loop)
+    loop.call_later(1000, print, loop)
+    task._log_destroy_pending = False   # type: ignore[attr-defined]
+    gone = weakref.ref(loop)
+    open_before = len(os.listdir("/proc/self/fd"))
+    del loop, task
+    gc.collect()
+    assert gone() is None
+    assert len(os.listdir("/proc/self/fd")) == open_before - 4      # epoll, eventfd, the two ends for signals
+
+
+def test_closed(loop: Loop) -> None:
+    timer = loop.call_later(1, print)
+    loop.call_soon(print, "never")
+    loop.close()
+    loop.close()
+    timer.cancel()
+    for call in (loop.call_soon, loop.call_soon_threadsafe):
+        with pytest.raises(RuntimeError, match="closed"):
+            call(print)
+    assert loop.stats().ready == loop.stats().timers == 0
+
+
+def test_busy_poll(pair: tuple[socket.socket, socket.socket]) -> None:
+    loop = anywire.new_event_loop(busy_poll=20_000_000)
+    ours, theirs = pair
+    loop.add_reader(ours, loop.stop)
+    loop.call_later(0.001, theirs.send, b"x")
+    loop.run_forever()
+    loop.remove_reader(ours)
+    thread = threading.Timer(0.001, loop.call_soon_threadsafe, (loop.stop,))
+    thread.start()
+    loop.run_forever()
+    thread.join()
+    assert loop.stats().sleeps == 0
+    loop.close()
+    for wrong in (-1, float("nan")):
+        with pytest.raises(ValueError, match="microseconds"):
+            anywire.new_event_loop(busy_poll=wrong)
+
+
+def test_figures() -> None:
+    loop = anywire.new_event_loop(slow_callbacks=0.005)
+
+    async def slow_one() -> None:
+        time.sleep(0.006)
+        await asyncio.sleep(0.01)
+
+    loop.run_until_complete(loop.create_task(slow_one(), name="culprit"))
+    figures = loop.stats()
+    assert [name.split(":")[0] for name, _ in figures.slow] == ["culprit"] and "slow_one" in figures.slow[0][0]
+    assert figures.slow[0][1] >= 0.006
+    assert 0.009 <= figures.slept <= figures.seconds - 0.006
+    assert 0 < figures.utilisation < 1
+    assert figures.callbacks >= 3 and figures.turns >= 2 and figures.sleeps >= 1 and figures.watched == 2
+    loop.close()
+
+
+def test_debug_mode(loop: Loop) -> None:
+    loop.set_debug(True)
+    handle = loop.call_soon(print)
+    assert "test_debug_mode" not in repr(handle) and f"created at {__file__}" in repr(handle)
+    loop._thread_id = -1                # type: ignore[attr-defined]
+    with pytest.raises(RuntimeError, match="Non-thread-safe"):
+        loop.call_soon(print)
+    loop._thread_id = None              # type: ignore[attr-defined]
+    with pytest.raises(TypeError, match="callable"):
+        loop.call_later(1, 3)           # type: ignore[arg-type]
+    handle.cancel()
