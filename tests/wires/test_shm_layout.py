@@ -10,7 +10,7 @@ import pytest
 import shm_peer as raw
 
 from anywire.framing.preamble import Preamble, decode
-from anywire.wires import _shm, shm
+from anywire.wires import _shm_memory, shm
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "design" / "shared-memory.md").read_text(encoding="utf-8")
@@ -50,7 +50,7 @@ def test_the_offsets_drawn_are_the_compilers(tmp_path):
     assert got == FIELDS
     assert lines[-2].split() == ["4096", str(raw.MOST_RETURNS)]
     assert int(lines[-1].split()[0], 16) == raw.RING_MAGIC == int.from_bytes(b"aywring1", "little")
-    assert int(lines[-1].split()[1]) == raw.VERSION == _shm.VERSION
+    assert int(lines[-1].split()[1]) == raw.VERSION == _shm_memory.VERSION
 
 
 def test_the_plain_python_peer_has_the_same():
@@ -72,6 +72,6 @@ def test_the_preamble_shown_is_ours():
 
 
 def test_the_memories_carry_what_is_said():
-    ours = _shm.Outgoing(1 << 16, 1 << 20)
-    inc = _shm.Incoming(ours.data_fd, ours.control_fd, 1 << 16, 1 << 20, ours.nonce)
+    ours = _shm_memory.Outgoing(1 << 16, 1 << 20)
+    inc = _shm_memory.Incoming(ours.data_fd, ours.control_fd, 1 << 16, 1 << 20, ours.nonce)
     assert ours.proven() and inc.views == 0

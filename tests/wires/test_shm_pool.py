@@ -14,7 +14,7 @@ from typing import Any
 import anywire
 from anywire import sync
 
-TURN = 2 << 20          # bytes that are lent in turn: _shm.pyx
+TURN = 2 << 20          # bytes that are lent in turn: _shm_memory.pyx
 
 
 @asynccontextmanager

@@ -3,7 +3,8 @@ from typing import Any
 
 from anywire.contract.endpoint import Loan
 from anywire.contract.errors import AnywireError
-from anywire.wires._shm import Outgoing, ShmEndpoint
+from anywire.wires._shm import ShmEndpoint
+from anywire.wires._shm_memory import Outgoing
 
 MOST_READERS: int
 GONE: int

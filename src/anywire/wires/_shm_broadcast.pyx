@@ -23,9 +23,10 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy
 from anywire.contract.endpoint cimport BLOCKED, Loan, MessageEndpoint, fork_generation, hold
 from anywire.contract.heap cimport keep_heap
-from anywire.wires._shm cimport (AW_RECORD, AW_RETURNS, Incoming, Outgoing, ShmEndpoint, aw_commit, aw_consumer,
-                                 aw_has_data, aw_next_return, aw_producer, aw_publish, aw_record, aw_room_was_wanted,
-                                 aw_see_tail, aw_slot, aw_space)
+from anywire.wires._ring cimport (AW_RECORD, AW_RETURNS, aw_commit, aw_consumer, aw_has_data, aw_next_return, aw_producer,
+                                  aw_publish, aw_record, aw_room_was_wanted, aw_see_tail, aw_slot, aw_space)
+from anywire.wires._shm cimport ShmEndpoint
+from anywire.wires._shm_memory cimport Incoming, Outgoing
 
 import os
 import time

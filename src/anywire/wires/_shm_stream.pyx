@@ -9,7 +9,9 @@ What can go wrong: as there; a peer that dies without an end shows as `PeerLost`
 from libc.string cimport memcpy
 from anywire.contract.endpoint cimport (AGAIN, BLOCKED, DONE, READ, WRITE, ByteEndpoint, MessageEndpoint, RawEndpoint,
                                         iovec)
-from anywire.wires._shm cimport Incoming, ShmEndpoint, aw_commit, aw_has_room, aw_peek, aw_record, aw_slot
+from anywire.wires._ring cimport aw_commit, aw_has_room, aw_peek, aw_record, aw_slot
+from anywire.wires._shm cimport ShmEndpoint
+from anywire.wires._shm_memory cimport Incoming
 
 import time
 
