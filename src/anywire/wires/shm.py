@@ -39,8 +39,8 @@ from anywire.framing.preamble import MAGIC, Preamble, decode, missing, refuse
 from anywire.wires import establish, sockets, unix
 from anywire.wires._descriptor import UnixBytes
 from anywire.wires._shm import ShmEndpoint
-from anywire.wires._shm_memory import VERSION, Incoming, Outgoing
 from anywire.wires._shm_broadcast import MOST_READERS, Broadcast, BroadcastReader, Seat, SeatedEndpoint
+from anywire.wires._shm_memory import VERSION, Incoming, Outgoing
 from anywire.wires._shm_stream import ShmStream
 
 log = logging.getLogger("anywire")
