@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import time
 from collections.abc import Callable
 from typing import Any
@@ -236,10 +237,17 @@ def cancelled_send_loses_the_frame() -> None:
 
         async def send(self, data: Any, **options: Any) -> None:
             while self.out_of_step:
+                sock = socket.socket(fileno=self.endpoint.write_fd)
                 try:
-                    os.write(self.endpoint.write_fd, b"\x10\0\0")
+                    sock.send(b"\x10\0\0", socket.MSG_DONTWAIT)       # its own descriptor would block
                     self.out_of_step = False
                 except BlockingIOError:
+                    pass
+                finally:
+                    sock.detach()
+                if self.out_of_step:
+                    if "timeout" in options:
+                        raise anywire.TimedOut(options["timeout"])
                     await asyncio.sleep(0.001)
             try:
                 await super().send(data, **options)

@@ -154,6 +154,9 @@ class AsyncFront:
         try:
             return await task
         except asyncio.CancelledError:
+            scenario = asyncio.current_task()
+            if scenario is not None and scenario.cancelling():      # its deadline passed meanwhile
+                raise
             return ABANDONED
 
 

@@ -43,6 +43,8 @@ async def echo_server(world: World, **options: Any) -> AsyncIterator[tuple[str, 
         async for data in channel:
             await channel.send(data)
 
+    if not world.promise.connection:
+        options.setdefault("close_timeout", 0.1)        # nothing tells its handlers that a client went
     async with world.front.serve(handler, world.listen_address(), **options) as server:
         yield str(server.addresses[0]), handled
         world.abort_channels()  # so that the server needn't wait for its clients

@@ -111,7 +111,7 @@ async def test_a_loan_that_finds_the_pool_full_is_private_and_its_send_waits(man
 
 async def test_a_batch_wakes_each_reader_once(many: Many) -> None:
     # All batches fit into the ring: a full one is told of in the middle of a batch.
-    async with many.publish(name(), ring=1 << 20) as publisher:
+    async with many.publish(name(), ring=1 << 20, close_timeout=0.2) as publisher:
         address = many.client(publisher)
         takers = [
             (await many.subscriber(address, waiting="sleep")).start(roles.take_numbers, 2000) for _ in range(3)
@@ -228,6 +228,7 @@ async def test_a_subscriber_that_has_the_whole_pool_in_hand_and_is_busy_stops_no
         for number in range(count + 1, count + 4):
             await publisher.send(message(number, 20_000))
         assert await keeper.call(broadcast_roles.take_in_place, 4) == list(range(count, count + 4))
+        await keeper.call(roles.leave)
 
 
 async def test_a_message_that_is_larger_than_the_pool_arrives_in_parts(many: Many) -> None:

@@ -242,6 +242,7 @@ async def test_authorize_and_waiting_for_the_publisher(many: Many) -> None:
                 pass
         await publisher.send(message(0))
         assert await peer.call(roles.take_numbers, 1) == [0]
+        await peer.call(roles.leave)
 
 
 async def test_a_message_over_a_subscribers_limit_drops_it_alone_and_tells_it(many: Many) -> None:
@@ -258,7 +259,7 @@ async def test_a_message_over_a_subscribers_limit_drops_it_alone_and_tells_it(ma
             numbers, _, error = await narrow.call(roles.take_runs)
             assert numbers == [0]
             assert error["kind"] == "TooLarge" and (error["size"], error["limit"]) == (1001, 1000)
-            assert publisher.stats().dropped == 1
+            await until(lambda: publisher.stats().dropped == 1)
     assert await other == ([] if many.setup.name == "seqpacket" else [0, 1])
 
 
@@ -266,7 +267,7 @@ async def test_a_message_over_a_subscribers_limit_drops_it_alone_and_tells_it(ma
 
 
 async def test_a_loan_goes_to_every_subscriber_and_is_closed_when_it_went(many: Many) -> None:
-    async with many.publish(depth=50, stall_timeout=3600) as publisher:
+    async with many.publish(depth=50, stall_timeout=3600, close_timeout=0.2) as publisher:
         address = many.client(publisher)
         sizes = [8, 32, 5000, 60_000 if many.setup.name == "seqpacket" else 300_000]
         takers = [(await many.subscriber(address)).start(roles.take_numbers, len(sizes)) for _ in range(2)]
@@ -288,7 +289,7 @@ async def test_a_loan_goes_to_every_subscriber_and_is_closed_when_it_went(many: 
         slow = await many.subscriber(address)
         await publisher.send(loan)
         assert await slow.call(take_one) == control(END)
-    assert await asyncio.gather(*takers) == [list(range(len(sizes)))] * 2
+        assert await asyncio.gather(*takers) == [list(range(len(sizes)))] * 2
     with pytest.raises(anywire.ChannelClosed):
         publisher.loan(8)
 
@@ -532,7 +533,7 @@ async def test_abandoned_calls_lose_and_double_nothing(many: Many) -> None:
                         return
                     if result is ABANDONED:
                         abandoned["recv"] += 1
-                        if abandoned["recv"] > 150 and abandoned["send"] > 30:
+                        if abandoned["recv"] > 60 and abandoned["send"] > 20:
                             enough.set()
                     else:
                         got.extend(map(number_of, result if isinstance(result, list) else [result]))

@@ -160,7 +160,7 @@ def test_a_peer_of_another_wire_is_told():
         sock.sendall(raw.preamble({}))
         assert "speaks no shared memory" in refusal(sock)
     with accepting(address), raw.dial(address) as sock:
-        sock.sendall(b"GET / HTTP/1.1\r\n\r\n")
+        sock.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
         with contextlib.suppress(ConnectionError):
             assert sock.recv(100) == b""
 
@@ -406,7 +406,7 @@ def test_without_descriptors_the_error_says_so():
                     limit(resource.RLIMIT_NOFILE, most),
                     pytest.raises((OSError, anywire.AnywireError), match=r"connect shm://"),
                 ):
-                    sync.connect(address, pool="1MiB", timeout=5)
+                    sync.connect(address, pool="1MiB", timeout=1)
     with accepting(address) as got, sync.connect(address, pool="1MiB") as channel:
         channel.send(b"there again")
         until(lambda: got)

@@ -502,6 +502,7 @@ def test_a_listener_moves_to_another_process_with_its_file(place, tmp_path, kind
         with sync.connect(address) as client:
             assert client.recv() == b"accepted in the child"
             client.send(b"done")
+        channel.close()                         # the child's waits for it
         process.wait(10)
         assert os.listdir(tmp_path) == []
 
