@@ -18,6 +18,7 @@ import ctypes
 import errno
 import faulthandler
 import gc
+import logging
 import os
 import random
 import resource
@@ -57,7 +58,8 @@ Outcome = collections.Counter[str]
 
 MIB = 1 << 20
 LIMIT = MIB // 2                                  # max_message: bytes
-PATIENCE = 30                                     # seconds that a round may take at most
+PATIENCE = 40                                     # seconds that a round may take at most
+ACCEPT = 15                                       # ... and until an attacker was accepted: handshakes may take 10
 RESIDENT = 700 << 10                              # KiB: all that peers may make this process hold more than at first
 
 # --- the attacker -----------------------------------------------------------------------------------------------------
@@ -395,12 +397,36 @@ async def send_async(channel: Any, rng: random.Random, outcome: Outcome, end: fl
 OPTIONS: dict[str, Any] = {"ring": "16KiB", "pool": "1MiB", "max_message": LIMIT, "handshake_timeout": 10}
 
 
+class Refusals(logging.Handler):
+    """What the listener says of peers that it did not accept."""
+
+    last = ""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.last = record.getMessage()
+
+    def counted(self, seed: int, outcome: Outcome) -> None:
+        """An attacker that writes over its proof before it was looked at is refused, and nobody comes to `accept`."""
+        if "did not map our memory" not in self.last:
+            print(f"seed {seed}: nobody came, and the listener says {self.last!r}", file=sys.stderr, flush=True)
+            os._exit(3)
+        outcome["refused"] += 1
+        self.last = ""
+
+
+REFUSALS = Refusals()
+
+
 def blocking_round(attackers: Attackers, address: str, seed: int, rng: random.Random, outcome: Outcome) -> None:
     import threading
 
     with sync.listen(address, waiting=rng.choice(["adaptive", "sleep", "spin"]), **OPTIONS) as listener:
         attackers.start(address, seed)
-        channel = listener.accept()
+        try:
+            channel = listener.accept(timeout=ACCEPT)
+        except anywire.TimedOut:
+            REFUSALS.counted(seed, outcome)
+            return
     end = time.monotonic() + 0.15
 
     def run(act: Any, own: random.Random) -> None:
@@ -430,7 +456,11 @@ def blocking_round(attackers: Attackers, address: str, seed: int, rng: random.Ra
 async def async_round(attackers: Attackers, address: str, seed: int, rng: random.Random, outcome: Outcome) -> None:
     async with anywire.listen(address, spin_us=rng.choice([0, 20]), **OPTIONS) as listener:
         attackers.start(address, seed)
-        channel = await listener.accept()
+        try:
+            channel = await asyncio.wait_for(listener.accept(), ACCEPT)
+        except TimeoutError:
+            REFUSALS.counted(seed, outcome)
+            return
     end = time.monotonic() + 0.15
     acts = [act(channel, random.Random(rng.random()), outcome, end) for act in (receive_async, send_async)]
     chosen = [asyncio.create_task(act) for act in acts]
@@ -469,6 +499,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=1 << 60, help="at most")
     arguments = parser.parse_args()
     attackers = Attackers()
+    logging.getLogger("anywire").addHandler(REFUSALS)
+    logging.getLogger("anywire").setLevel(logging.INFO)
     faulthandler.enable()
     outcome: Outcome = collections.Counter()
     end = time.monotonic() + arguments.seconds
