@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 from anywire.engine.demultiplexers import by_name
 from anywire.loop._core import Core
+from anywire.loop.sockets import SocketHooks
 
 T = TypeVar("T")
 
@@ -74,7 +75,7 @@ class _Selector:
         pass
 
 
-class Loop(Core, asyncio.SelectorEventLoop):
+class Loop(Core, SocketHooks, asyncio.SelectorEventLoop):
     """An asyncio event loop. Everything of asyncio.AbstractEventLoop, on Unix.
 
     Args:

@@ -1,0 +1,6 @@
+from typing import final
+
+@final
+class Outgoing:
+    @property
+    def total(self) -> int: ...

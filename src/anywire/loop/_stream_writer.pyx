@@ -1,0 +1,109 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False, embedsignature=True
+"""The standard library's StreamWriter on a native transport: `write` without a detour, `drain` that costs little when it
+need not wait.
+
+As with the reader (`_streams`), an instance of exactly `asyncio.StreamWriter` becomes one of a subclass of its own class; all
+that is not fast here is the standard library's method. Only writers that a server's handler gets are: those of
+`open_connection` are made where the loop doesn't see them. On the loop's thread.
+"""
+cimport cython
+from cpython.exc cimport PyErr_WarnEx
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_INCREF
+from anywire.loop._streams cimport NEXT, RETURN, Operation, install
+from anywire.loop._transport cimport StreamTransport
+
+from asyncio.streams import StreamWriter
+
+cdef extern from "Python.h":
+    int PyIter_Send(object iterator, object value, PyObject** result) except -1
+
+cdef enum:
+    NEW, WAITING, FINISHED
+
+_standard_drain = StreamWriter.drain
+_standard_write = StreamWriter.write
+
+
+@cython.final
+cdef class DrainOperation(Operation):
+    """`StreamWriter.drain()`: looks, and is done, or becomes the standard coroutine."""
+    cdef object writer, coroutine
+
+    __name__ = "drain"
+    __qualname__ = "StreamWriter.drain"
+
+    def __dealloc__(self):
+        if self.state == NEW:
+            PyErr_WarnEx(RuntimeWarning, "coroutine 'StreamWriter.drain' was never awaited", 1)
+
+    cdef int step(self, PyObject** result) except -1:
+        if self.state == NEW:
+            if self.nothing_to_wait_for():
+                self.state = FINISHED
+                Py_INCREF(None)
+                result[0] = <PyObject*> None
+                return RETURN
+            self.coroutine = _standard_drain(self.writer)
+            self.state = WAITING
+        elif self.state == FINISHED:
+            raise RuntimeError("cannot reuse already awaited coroutine")
+        return self.went_on(PyIter_Send(self.coroutine, None, result))
+
+    cdef int went_on(self, int status) except -1:
+        if status == RETURN:
+            self.state = FINISHED
+        return status
+
+    cdef bint nothing_to_wait_for(self) except -1:
+        cdef object transport = self.writer._transport, reader
+        cdef StreamTransport native
+        if type(transport) is not StreamTransport:
+            return False
+        native = transport
+        if native.closing or native.protocol_paused or native.protocol is not self.writer._protocol:
+            return False
+        reader = self.writer._reader
+        return reader is None or reader._exception is None
+
+    def throw(self, *error):
+        if self.state != WAITING:
+            return Operation.throw(self, *error)
+        return self.coroutine.throw(*error)
+
+    def close(self):
+        if self.state == WAITING:
+            self.coroutine.close()
+        self.state = FINISHED
+
+
+install(DrainOperation)
+
+
+class _StreamWriter(StreamWriter):
+    """A StreamWriter of the standard library whose `write` and `drain` are native."""
+
+    def write(self, data):
+        transport = self._transport
+        if type(transport) is StreamTransport:
+            (<StreamTransport> transport).put(data)
+        else:
+            transport.write(data)
+
+    def drain(self):
+        cdef DrainOperation operation = DrainOperation.__new__(DrainOperation)
+        operation.writer = self
+        return operation
+
+    write.__doc__ = StreamWriter.write.__doc__
+    drain.__doc__ = StreamWriter.drain.__doc__
+
+
+_StreamWriter.__name__ = _StreamWriter.__qualname__ = "StreamWriter"
+
+
+def quick(writer):
+    """Make a StreamWriter quick, where it is exactly the standard one; returns it."""
+    if type(writer) is StreamWriter and StreamWriter.drain is _standard_drain and StreamWriter.write is _standard_write:
+        writer.__class__ = _StreamWriter
+    return writer
