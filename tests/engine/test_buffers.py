@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import os
 import socket
 import subprocess
@@ -223,6 +224,21 @@ def test_the_window_grows_and_shrinks(pair) -> None:
     b.send(b"x")
     buffer.fill(a.fileno())
     assert buffer.pool.used <= used + 1, "empty blocks went back"
+
+
+def test_in_a_cycle() -> None:
+    """The collector clears objects of a cycle before they are destroyed; blocks go back all the same."""
+    class Owner:
+        pass
+
+    pool = BlockPool()
+    owner = Owner()
+    owner.buffer, owner.owner = Buffer(pool), owner  # type: ignore[attr-defined]
+    owner.buffer.append(bytes(100))  # type: ignore[attr-defined]
+    assert pool.used == 1
+    del owner
+    gc.collect()
+    assert pool.used == 0
 
 
 def test_wrong_arguments() -> None:

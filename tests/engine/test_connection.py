@@ -231,6 +231,19 @@ def test_the_peer_reads_no_more(reactor, pair) -> None:
     assert isinstance(ends[0], BrokenPipeError)
 
 
+def test_a_loss_after_the_end(reactor, pair) -> None:
+    """The peer shut its side, then left without reading: first the end, then the loss, each once."""
+    ends: list[Any] = []
+    connection = BufferedConnection(reactor, pair[0], on_end=lambda c, e: ends.append(e))
+    connection.write(bytes(1_000_000))
+    pair[1].shutdown(socket.SHUT_WR)
+    until(reactor, lambda: ends)
+    assert ends == [None] and not connection.closed and reactor.turn(0) == 0
+    pair[1].close()
+    until(reactor, lambda: len(ends) == 2)
+    assert isinstance(ends[1], (BrokenPipeError, ConnectionResetError)) and connection.closed
+
+
 def test_closed_in_a_handler(reactor, pair) -> None:
     calls: list[object] = []
     BufferedConnection(

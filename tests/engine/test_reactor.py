@@ -202,8 +202,9 @@ def test_one_event_for_each_descriptor(reactor, pair) -> None:
         with pytest.raises(FileExistsError):
             reactor.watch(pair[0], conditions, print)
     event.change(0)
-    with pytest.raises(FileExistsError):
-        reactor.watch(pair[0], READ, print)
+    for conditions in (READ, 0):
+        with pytest.raises(FileExistsError):
+            reactor.watch(pair[0], conditions, print)
     with pytest.raises(OSError, match="descriptor 999"):
         reactor.watch(999, READ, print)
     with pytest.raises(ValueError, match="already"):

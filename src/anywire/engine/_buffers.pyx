@@ -100,6 +100,8 @@ cdef class BlockPool:
 cdef BlockPool common = BlockPool()
 
 
+# It refers to its pool alone, so it makes no cycles, and the pool is still here when its blocks go back.
+@cython.no_gc
 @cython.final
 cdef class Buffer:
     """Bytes on their way, in chained blocks.

@@ -62,6 +62,7 @@ cdef class Entry(Timer):
     cdef readonly object value
 
 
+@cython.no_gc_clear
 @cython.final
 cdef class TimerQueue:
     """Timers in the order of their deadlines.
@@ -182,7 +183,8 @@ cdef class TimerQueue:
 
     cdef int cancel_timer(self, Timer timer) except -1:
         """1, or 0 if it wasn't in this queue."""
-        if timer.place < 0 or timer.queue is not self:
+        # More than there are: the garbage collector has emptied the list of a queue that nobody uses any more.
+        if timer.place < 0 or timer.queue is not self or timer.place >= len(self.timers):
             return 0
         self.take_out(timer.place)
         return 1

@@ -12,6 +12,7 @@ demultiplexer is made anew with the watchers that are here. Without that, a leve
 One object, one thread. Watchers are kept alive here while they are watched.
 """
 
+cimport cython
 from cpython.mem cimport PyMem_Free, PyMem_Realloc
 from libc.errno cimport EBADF, EEXIST
 
@@ -41,6 +42,7 @@ cdef class Watcher:
         return self.slot >= 0
 
 
+@cython.no_gc_clear
 cdef class Watches:
     """The watchers of one demultiplexer, one for each descriptor.
 
@@ -90,7 +92,7 @@ cdef class Watches:
             raise
         former = self.of(fd)
         if former is not None:
-            if former.conditions == 0 and conditions:
+            if former.conditions == 0:
                 # A silent one isn't in the kernel, so the number says nothing of whose it is.
                 self.demultiplexer.c_remove(fd)
                 self.free.append(slot)

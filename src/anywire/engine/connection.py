@@ -3,7 +3,7 @@ libevent's bufferevent).
 
 It owns its socket. Everything happens on the reactor's thread, in handlers; from others, `reactor.post`. No call of the
 kernel blocks; in one turn a connection reads at most 256 KiB and writes what the kernel takes, so a flooding one
-delays others by that. What can go wrong comes as the second argument of `on_end`, once.
+delays others by that. What goes wrong is the second argument of `on_end`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer as BytesLike
 
 TURN_BYTES = 256 << 10
-TURN_READS = 32
 
 
 class RateLimit:
@@ -73,8 +72,8 @@ class BufferedConnection:
         on_data: on_data(connection), when at least `read_low` bytes are in `connection.input`, each time more have
             come; at the end for what is left, too. It takes from there what it likes.
         on_drained: on_drained(connection), when `connection.output` has come down to `write_low`.
-        on_end: on_end(connection, error), once: None for the peer's end, after the last on_data; else an OSError, a
-            TimeoutError for a time-out. After an error the connection is closed; after None writing still works.
+        on_end: on_end(connection, error): None for the peer's end, after the last on_data; writing still works then. An
+            OSError, a TimeoutError for a time-out, is the last call: the connection is closed.
         read_low: bytes that on_data waits for.
         read_high: bytes in `input` from which on nothing is read, until on_data or `read` has taken some.
         write_low: see on_drained.
@@ -230,37 +229,32 @@ class BufferedConnection:
         self._arm()
 
     def _fill(self) -> None:
-        """Read, within the turn's budget, the limit and the high-water mark. Then tell."""
+        """Read once, within the turn's budget, the limit and the high-water mark. Then tell.
+
+        Level-triggered: what is left is reported again, after the others had their turn.
+        """
+        if self._ended:
+            return
         got = 0
         error: OSError | None = None
-        for _ in range(TURN_READS):
-            most = min(TURN_BYTES - got, self.read_high - len(self.input))
-            if self.read_limit is not None:
-                allowed = self.read_limit.allowed()
-                if allowed < 1 and most > 0:
-                    self._wait_for("read", self.read_limit)
-                    break
-                most = min(most, allowed)
-            if most <= 0 or self._paused or self._ended:
-                break
+        most = min(TURN_BYTES, self.read_high - len(self.input))
+        if self.read_limit is not None and most > 0:
+            most = min(most, self.read_limit.allowed())
+            if most < 1:
+                self._wait_for("read", self.read_limit)
+        if most > 0 and not self._paused:
             try:
                 count = self.input.fill(self._fd, most)
             except OSError as caught:
                 error = caught
-                break
-            if count is None:
-                break
-            if count == 0:
-                self._ended = True
-                break
-            got += count
-            self.read_bytes += count
-            if self.read_limit is not None:
-                self.read_limit.spend(count)
-            if count < most:
-                break  # a short read: the rest comes with the next report
+            else:
+                self._ended = count == 0
+                got = count or 0
         if got:
             self._last_read = time.monotonic()
+            self.read_bytes += got
+            if self.read_limit is not None:
+                self.read_limit.spend(got)
         if (got and len(self.input) >= self.read_low) or (self._ended and self.input):
             self.on_data(self)
         if self.closed:
