@@ -341,9 +341,11 @@ def test_a_signal_is_no_end(demultiplexer) -> None:
     before = signal.signal(signal.SIGUSR1, lambda number, frame: handled.append(number))
     try:
         started = time.monotonic()
-        threading.Timer(0.02, os.kill, (os.getpid(), signal.SIGUSR1)).start()
+        timer = threading.Timer(0.02, os.kill, (os.getpid(), signal.SIGUSR1))
+        timer.start()
         assert demultiplexer.wait(0.08) == []
         assert time.monotonic() - started >= 0.08
+        timer.join()
         assert handled
     finally:
         signal.signal(signal.SIGUSR1, before)
@@ -359,8 +361,8 @@ def test_a_handler_that_raises_ends_the_wait(demultiplexer, pair) -> None:
     before = signal.signal(signal.SIGUSR1, stop)
     try:
         timer = threading.Timer(0.02, os.kill, (os.getpid(), signal.SIGUSR1))
-        timer.start()
         with pytest.raises(Stop):
+            timer.start()
             demultiplexer.wait()
         timer.join()
     finally:

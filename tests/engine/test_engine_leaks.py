@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import pytest
 
-from anywire.engine import BufferedConnection, Condition, Reactor, SharedQueue, TimerQueue, Wakeup
+from anywire.engine import Buffer, BufferedConnection, Condition, Reactor, SharedQueue, TimerQueue, Wakeup
 from anywire.engine.demultiplexers import by_name, names
 
 
@@ -46,7 +46,7 @@ def abandoned() -> None:
     a, b = socket.socketpair()
     reactor = Reactor()
     connection = BufferedConnection(reactor, a, on_data=lambda c: c.read(), read_timeout=60)
-    connection.on_end = lambda c, error: reactor.stop()
+    connection.on_end = lambda c, error: c.reactor.stop()
     b.send(bytes(20_000))
     reactor.turn(0)
     reactor.post(reactor.stop)
@@ -95,6 +95,9 @@ def others() -> None:
 def test_flat(cycle: Callable[[], None]) -> None:
     """Native memory is traced, too: it comes from PyMem_Malloc."""
     rounds = 40
+    full = Buffer()
+    full.append(bytearray(full.pool.block_size * full.pool.keep))
+    del full  # so that the pool has all that it ever keeps
     for _ in range(rounds):  # caches fill: blocks of the pool, exceptions, the tracer's own
         cycle()
     gc.collect()

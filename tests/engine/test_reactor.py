@@ -400,7 +400,7 @@ def test_signals_in_the_main_thread_only(reactor) -> None:
 def test_interrupted(reactor) -> None:
     """Ctrl-C ends the wait, and the reactor can be used afterwards."""
     timer = threading.Timer(0.02, os.kill, (os.getpid(), signal.SIGINT))
-    timer.start()
+    reactor.after(0, lambda event, deadline: timer.start())
     reactor.after(30, print)
     with pytest.raises(KeyboardInterrupt):
         reactor.run()

@@ -323,29 +323,43 @@ class BufferedConnection:
         if timer is not None:
             timer.remove()
 
+    # One timer for each, looked at when it is due, instead of a new one with each read. The last look is at the kernel:
+    # after a turn that took long the bytes may be here, or the peer may have made room.
+
     def _read_timed_out(self, event: TimerEvent, deadline: float) -> None:
-        # One timer, looked at when it is due, instead of a new one with each read.
         assert self.read_timeout is not None
-        if not self._wants() & Condition.READ:
-            del self._timers["read_timeout"]
-            return
-        left = self._last_read + self.read_timeout - time.monotonic()
-        if left > 0:
-            event.change(left)
+        if self._wants() & Condition.READ and self._last_read + self.read_timeout <= time.monotonic():
+            before = self.read_bytes
+            self._fill()
+            if self.closed or self._ended:
+                return
+            if self.read_bytes == before and self._wants() & Condition.READ:
+                self._fail(TimeoutError(errno.ETIMEDOUT, f"nothing came for {self.read_timeout} s"))
+                return
+        if self._wants() & Condition.READ:
+            event.change(self._last_read + self.read_timeout - time.monotonic())
         else:
-            self._fail(TimeoutError(errno.ETIMEDOUT, f"nothing came for {self.read_timeout} s"))
+            self._timers.pop("read_timeout", None)
+        self._arm()
 
     def _write_timed_out(self, event: TimerEvent, deadline: float) -> None:
         assert self.write_timeout is not None
         left = self._last_written + self.write_timeout - time.monotonic()
-        if "write" in self._timers:
+        if "write" in self._timers:  # the limit holds it back, not the peer
             left = self.write_timeout
-        if left > 0:
-            event.change(left)
-        else:
-            waiting = len(self.output)
-            text = f"the peer took nothing of {waiting} bytes for {self.write_timeout} s"
-            self._fail(TimeoutError(errno.ETIMEDOUT, text))
+        elif left <= 0:
+            before = self.written_bytes
+            self._drain()
+            if self.closed or not self.output:
+                return
+            if self.written_bytes == before and "write" not in self._timers:
+                waiting = len(self.output)
+                text = f"the peer took nothing of {waiting} bytes for {self.write_timeout} s"
+                self._fail(TimeoutError(errno.ETIMEDOUT, text))
+                return
+            left = self.write_timeout
+        event.change(left)
+        self._arm()
 
     def _fail(self, error: OSError) -> None:
         pending = self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
