@@ -44,6 +44,15 @@ def fixed_addresses() -> list[str]:
     return []
 
 
+def compiler(kind: str, arguments: list[str]) -> None:
+    """Compile. Skips where the compiler lacks the sanitizer."""
+    command = [*shlex.split(os.environ.get("CC", "cc")), "-std=c11", "-g", "-pthread", f"-DPAGE={mmap.PAGESIZE}u"]
+    done = subprocess.run([*command, *arguments], capture_output=True, text=True, env=ENVIRONMENT, check=False)
+    if kind != "plain" and re.search(r"cannot find .*(tsan|asan|ubsan)|unsupported option", done.stderr):
+        pytest.skip(f"this compiler has no {kind} sanitizer here")
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Compile]:
     """The command that runs ring_stress, built in this way and with this text as ring.h."""
@@ -54,16 +63,8 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Compile]:
         if (kind, text) not in known:
             folder = tmp_path_factory.mktemp(kind)
             (folder / "ring.h").write_text(text)
-            compiler = shlex.split(os.environ.get("CC", "cc"))
-            flags = ["-std=c11", "-g", "-pthread", f"-DPAGE={mmap.PAGESIZE}u", f"-I{folder}", *BUILDS[kind]]
             program = folder / "ring_stress"
-            done = subprocess.run(
-                [*compiler, *flags, str(HERE / "ring_stress.c"), "-o", str(program)],
-                capture_output=True, text=True, env=ENVIRONMENT, check=False,
-            )  # fmt: skip
-            if kind != "plain" and re.search(r"cannot find .*(tsan|asan|ubsan)|unsupported option", done.stderr):
-                pytest.skip(f"this compiler has no {kind} sanitizer here")
-            assert done.returncode == 0, done.stderr
+            compiler(kind, [f"-I{folder}", *BUILDS[kind], str(HERE / "ring_stress.c"), "-o", str(program)])
             known[kind, text] = [*fixed_addresses(), str(program)]
         return known[kind, text]
 

@@ -45,6 +45,20 @@ def in_place_to_the_end(peer: PeerSide) -> list[int]:
             return numbers
 
 
+def in_place_with_gaps(peer: PeerSide) -> tuple[list[int], list[tuple[int, int]], dict[str, Any]]:
+    """As `pattern_roles.take_runs`, each message read in place and given back."""
+    numbers: list[int] = []
+    gaps: list[tuple[int, int]] = []
+    while True:
+        try:
+            with peer.channel.recv(copy=False) as view:
+                numbers.append(number_of(view))
+        except anywire.MessagesLost as error:
+            gaps.append((len(numbers), error.lost))
+        except anywire.AnywireError as error:
+            return numbers, gaps, {**describe(error), "counted": peer.channel.lost}
+
+
 def shared_with_others() -> list[tuple[int, int, str]]:
     """(first address, bytes, name) of this process's memory that others see too and that it may write."""
     found = []

@@ -19,7 +19,7 @@ FIELDS = {
     for offset, size, name in re.findall(r"^\| (\d+) \| (\d+) \| (\w+) \|", PAGE, re.MULTILINE)
 }
 
-BROADCAST = ("start", "dropped")
+BROADCAST = ("start", "dropped", "floor", "oldest", "first", "over", "lost", "pinned", "pins")
 """What an ordinary connection does not use."""
 
 PROGRAM = """
@@ -36,7 +36,7 @@ int main(void) {{
 
 @pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
 def test_the_offsets_drawn_are_the_compilers(tmp_path):
-    assert len(FIELDS) == 15
+    assert len(FIELDS) == 22
     prints = "\n".join(
         f'printf("{name} %zu %zu\\n", offsetof(aw_control, {name}), sizeof(((aw_control *)0)->{name}));'
         for name in FIELDS

@@ -17,6 +17,7 @@ import importlib
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias
 
 from anywire.contract.address import Address
@@ -119,17 +120,32 @@ class Acceptor(ABC):
         yield from ()
         return endpoint
 
-    def broadcast(self, greeting: bytes) -> Broadcast | None:
+    def broadcast(self, greeting: bytes, latest: Latest | None = None) -> Broadcast | None:
         """Memory in which a publisher writes once for all subscribers that connect from now on, or None.
 
-        `greeting` is the first message of each. A connection that asks for it (option `face` is "subscription") and
-        gets it has an endpoint that the Broadcast `has`; any other is an ordinary one."""
+        `greeting` is the first message of each. With `latest` nobody is ever waited for. A connection that asks
+        for it (option `face` is "subscription") and gets it has an endpoint that the Broadcast `has`; any other is an
+        ordinary one."""
         return None
 
     def detach(self) -> tuple[list[int], dict[str, Any]]:
         """Give the listening descriptors away, for another process: (descriptors, state for `Wire.adopt_listener`)."""
         what = "this wire's listener can't move to another process"
         raise Unsupported(what, address=self.address, operation="detach")
+
+
+@dataclass(frozen=True, slots=True)
+class Latest:
+    """What a broadcast of mode latest keeps for readers that are behind, and what it tells them.
+
+    `depth`, `depth_bytes`: most messages, and bytes. `max_message`: bytes of the largest message. `sayings`: two
+    messages of the greeting's length; the first one, with how many in its last eight bytes (little-endian), comes where
+    some were lost, the second one before a message that begins with the same 16 bytes."""
+
+    depth: int
+    depth_bytes: int
+    max_message: int
+    sayings: bytes
 
 
 class Broadcast(Protocol):
@@ -187,6 +203,13 @@ class Broadcast(Protocol):
 
     def close(self) -> None:
         """Nothing is written any more."""
+
+    @property
+    def lost(self) -> int:
+        """Messages that readers were told to have lost, summed over them."""
+
+    def behind(self) -> tuple[int, int]:
+        """Of mode latest: messages, and bytes, that are kept and not taken by all readers."""
 
 
 _BUILT_IN = {

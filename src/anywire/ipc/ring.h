@@ -27,6 +27,7 @@
 #define AW_LINE 128                             /* bytes between what different sides write */
 #define AW_RECORD 8                             /* bytes of a record's header; records are aligned to as many */
 #define AW_RETURNS 512                          /* extents that may be on their way back; a power of two */
+#define AW_PINS 256                             /* extents of a broadcast of mode latest that a consumer may have in hand */
 
 typedef struct {
     /* Written once, before the peer maps it; `echo` by the peer: it proves that both see the same memory. */
@@ -39,16 +40,25 @@ typedef struct {
     _Alignas(AW_LINE) _Atomic uint64_t head;    /* bytes published since the beginning */
     _Atomic uint64_t start;                     /* of a broadcast: where this consumer begins, 0 until it has joined */
     _Atomic uint32_t dropped;                   /* of a broadcast: nothing here is kept for this consumer any more */
+    _Atomic uint64_t floor;                     /* of mode latest, as all that follows: records before this one may be
+                                                   written over */
+    _Atomic uint64_t oldest;                    /* where who is behind goes on */
+    _Atomic uint64_t first;                     /* the number of the record at `start` */
+    _Atomic uint64_t over;                      /* bytes of a message over this consumer's limit: it gets no more */
     /* The consumer's. */
     _Alignas(AW_LINE) _Atomic uint64_t tail;    /* bytes consumed since the beginning */
     _Atomic uint64_t taken;                     /* messages handed to the application */
     _Atomic uint64_t returned;                  /* extents given back since the beginning */
+    _Atomic uint64_t lost;                      /* of mode latest: messages that it did not get since the beginning */
+    _Atomic uint32_t pinned;                    /* of mode latest: only so many of `pins` were ever used */
     /* Doorbells: set by who is going to sleep, cleared by who rings. `closed`: the consumer takes no more messages. */
     _Alignas(AW_LINE) _Atomic uint32_t data_wanted;
     _Atomic uint32_t closed;
     _Alignas(AW_LINE) _Atomic uint32_t room_wanted;
     /* The extents given back: their first bytes' offsets in the pool, in units of AW_UNIT. */
     _Alignas(AW_LINE) _Atomic uint32_t returns[AW_RETURNS];
+    /* Of mode latest: the extents that the consumer reads or has in hand, as in `returns`, plus 1; 0: none. */
+    _Alignas(AW_LINE) _Atomic uint32_t pins[AW_PINS];
 } aw_control;
 
 typedef struct {

@@ -546,7 +546,7 @@ def publish(
         return own
     options = {"authorize": authorize, "backlog": backlog}
     made: type[Publisher] = Publisher
-    if mode == "reliable" and any(wire_for(address).broadcasts for address in addresses):
+    if any(wire_for(address).broadcasts for address in addresses):
         from anywire.patterns.shared import SharingPublisher  # which is a Publisher, and of use to few
 
         made = SharingPublisher

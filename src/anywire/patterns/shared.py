@@ -10,14 +10,15 @@ What can go wrong: what can for any publisher, and a reader that breaks the rule
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import threading
 import time
 from typing import Any
 
 from anywire.contract.endpoint import Loan
 from anywire.contract.errors import TooLarge
-from anywire.contract.wire import Broadcast
-from anywire.patterns.controls import END, PUBLISH, control
+from anywire.contract.wire import Broadcast, Latest
+from anywire.patterns.controls import END, LATEST, PUBLISH, SKIPPED, control
 from anywire.patterns.log import LITERALLY, Log
 from anywire.patterns.publishing import Publisher, PublisherStats, _Subscriber
 from anywire.patterns.turns import Turns
@@ -26,15 +27,17 @@ from anywire.patterns.turns import Turns
 class SharedLog(Log):
     """A log beside a broadcast. What went there is not kept here, unless somebody else needs it."""
 
-    def __init__(self, depth: int, depth_bytes: int, broadcast: Broadcast) -> None:
-        super().__init__(depth, depth_bytes, latest=False)
+    def __init__(self, depth: int, depth_bytes: int, broadcast: Broadcast, latest: bool) -> None:
+        super().__init__(depth, depth_bytes, latest)
         self._broadcast = broadcast
         self._writing = threading.Lock()
 
     def put(self, message: bytes) -> bool:
         """Publish to both: False when one has no room."""
         with self._writing:
-            if self._shut or (self.places and (len(self) >= self.depth or self.nbytes >= self.depth_bytes)):
+            if self._shut:
+                return False
+            if self.places and not self.latest and (len(self) >= self.depth or self.nbytes >= self.depth_bytes):
                 return False
             if not self._broadcast.put(message, LITERALLY):
                 return False
@@ -95,9 +98,14 @@ class SharingPublisher(Publisher):
         """Listen. `async with` does this."""
         await super().start()                           # nobody is accepted before this task waits
         if self._broadcast is None and self._server._listener is not None:
+            latest = None
             greeting = control(PUBLISH, number=int(self._stall_timeout * 1000))
+            if self.mode == "latest":
+                greeting = control(PUBLISH, flags=LATEST)
+                told = control(SKIPPED) + LITERALLY
+                latest = Latest(self._log.depth, self._log.depth_bytes, self.max_message, told)
             for acceptor in self._server._listener._acceptors:
-                broadcast = acceptor.broadcast(greeting)
+                broadcast = acceptor.broadcast(greeting, latest)
                 if broadcast is not None:
                     self._share(broadcast)
                     break                               # a message must go to all or to none: so there is one
@@ -105,7 +113,7 @@ class SharingPublisher(Publisher):
 
     def _share(self, broadcast: Broadcast) -> None:
         self._broadcast = broadcast
-        self._shared_log = SharedLog(self._log.depth, self._log.depth_bytes, broadcast)
+        self._shared_log = SharedLog(self._log.depth, self._log.depth_bytes, broadcast, self._log.latest)
         self._shared_log.open()
         self._log = self._shared_log
         self._loop = asyncio.get_running_loop()
@@ -135,7 +143,14 @@ class SharingPublisher(Publisher):
             return super().stats()
         self._counts["refused"] += self._broadcast.refused - self._refused
         self._refused = self._broadcast.refused
-        return super().stats()
+        stats = super().stats()
+        queued, nbytes = self._broadcast.behind()
+        return dataclasses.replace(
+            stats,
+            lost=stats.lost + self._broadcast.lost,
+            queued=max(stats.queued, queued),
+            queued_bytes=max(stats.queued_bytes, nbytes),
+        )
 
     # -- who reads ----------------------------------------------------------------------------------------------------
 

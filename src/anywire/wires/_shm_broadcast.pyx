@@ -34,17 +34,6 @@ import weakref
 
 from anywire.contract.errors import BadFrame, Forked, PeerLost, TooLarge, TooSlow, Unsupported
 
-cdef extern from "anywire/ipc/broadcast.h" nogil:
-    void aw_let_begin(aw_producer* p, uint64_t at)
-    void aw_fence()
-    int aw_was_asleep(aw_producer* p)
-    void aw_want_room(aw_producer* p)
-    void aw_drop(aw_producer* p, uint32_t why)
-    uint64_t aw_start(aw_consumer* c)
-    void aw_begin(aw_consumer* c, uint64_t at)
-    uint32_t aw_dropped(aw_consumer* c)
-    uint32_t aw_still_kept(aw_consumer* c)
-
 cdef extern from "<poll.h>" nogil:
     struct pollfd:
         int fd
@@ -54,8 +43,6 @@ cdef extern from "<poll.h>" nogil:
     int c_poll "poll"(pollfd* fds, unsigned long n, int timeout)
 
 cdef enum:
-    UNIT = 4096                    # as in _shm
-    NOGIL_COPY = 65536
     INLINE = 0                     # kinds of records, as in _shm
     EXTENT = 1
     PART_FIRST = 6                 # a message in parts begins: u64 total, bytes
@@ -67,16 +54,9 @@ GONE = 0xFFFFFFFF
 """Why a reader was dropped, if not for stalling: then it is the writer's patience in milliseconds."""
 
 
-cdef class Broadcast
-cdef class SeatedEndpoint(ShmEndpoint)
-
-
 @cython.no_gc                      # a collection would drop `owner` first, and the extent would never come back
 cdef class PooledLoan(Loan):
     """A loan in a broadcast's pool: `put` shows it to all readers without copying."""
-
-    cdef Outgoing owner
-    cdef uint32_t unit
 
     def __dealloc__(self):
         cdef uint32_t i
@@ -90,10 +70,6 @@ cdef class PooledLoan(Loan):
 
 cdef class Lent:
     """A message that the writer may read while it puts it, and that nobody changes meanwhile: a loan, or what lies in one."""
-
-    cdef object keep
-    cdef const char* p
-    cdef Py_ssize_t n
 
     def __len__(self):
         return self.n
@@ -109,15 +85,6 @@ cdef bint is_alike(const char* p, Py_ssize_t n, bytes prefix) noexcept:
 
 cdef class Seat(Outgoing):
     """What one reader sees: the broadcast's data, and a control page of its own."""
-
-    cdef object __weakref__
-    cdef Broadcast owner
-    cdef ShmEndpoint end           # this side's end of its connection, while there is one
-    cdef int bit                   # its number among the readers, -1: it has not joined, or has nothing any more
-    cdef int watch                 # pidfd of a process that still has memory in hand, -1
-    cdef bint narrow               # a message over its limit went
-    cdef uint64_t waited_at        # its tail when the writer began to wait for it ...
-    cdef double since              # ... at this time, monotonic seconds; 0: the writer does not
 
     def __cinit__(self, *args):
         self.bit = self.watch = -1
@@ -147,25 +114,6 @@ cdef class Seat(Outgoing):
 
 cdef class Broadcast:
     """The writer's side."""
-
-    cdef Outgoing memory           # the data; nobody has its control page
-    cdef readonly bytes greeting
-    cdef Py_ssize_t inline_limit
-    cdef list readers              # Seats that are written to
-    cdef list lingering            # Seats that are not, whose readers still have extents
-    cdef object waiting            # Seats that were given to readers which have not joined yet
-    cdef list bad                  # (endpoint, error) of readers to drop, for the publisher
-    cdef bint starved              # the writer waits for room: whoever rings may have made some
-    cdef uint64_t need             # bytes that it waits for
-    cdef bint wants_place          # it waits for a place in the pool
-    cdef object rest               # a message that goes in parts, and how much of it went
-    cdef uint64_t rest_done
-    cdef bint over
-    cdef unsigned int generation
-    cdef readonly int refused
-    cdef public object when_room   # called on the loop's thread: somebody made room
-    cdef public object when_full   # called by whoever puts: there is no room
-    cdef public object when_bad    # called by whoever puts: `take_bad` has something
 
     def __init__(self, size_t ring_size, size_t pool_size, bytes greeting):
         """Memory for a ring and a pool of so many bytes. Raises OSError."""
@@ -217,11 +165,15 @@ cdef class Broadcast:
         while taken >> seat.bit & 1:
             seat.bit += 1
         self.readers.append(seat)
-        aw_let_begin(&seat.ring, self.memory.ring.head)
+        self.let_begin(seat)
         aw_publish(&seat.ring)
         aw_fence()
         if aw_was_asleep(&seat.ring):
             seat.end.ring_peer()
+
+    cdef int let_begin(self, Seat seat) except -1:
+        aw_let_begin(&seat.ring, self.memory.ring.head)
+        return 0
 
     def remove(self, SeatedEndpoint endpoint, uint32_t why=GONE):
         """Wait for this reader no more. Safe to call twice."""
@@ -709,6 +661,15 @@ cdef class Broadcast:
             self.show()
         return True
 
+    @property
+    def lost(self):
+        """Nobody loses anything."""
+        return 0
+
+    def behind(self):
+        """How far readers are behind is not counted: the ring bounds it."""
+        return 0, 0
+
     def memory_held(self):
         """Extents of the pool in use: for tests and tools."""
         self.collect()
@@ -717,8 +678,6 @@ cdef class Broadcast:
 
 cdef class SeatedEndpoint(ShmEndpoint):
     """The writer's end of a reader's connection: it hears what the reader says, and goes when it goes."""
-
-    cdef Seat seat
 
     def complete(self, Outgoing out, Incoming inc, int death, Py_ssize_t peer_limit, waiting, spin_us, bint alone):
         self.seat = <Seat?> out
@@ -764,9 +723,6 @@ cdef class SeatedEndpoint(ShmEndpoint):
 
 cdef class BroadcastReader(ShmEndpoint):
     """A reader's end: `recv` brings the greeting first, then every message from the one after it joined."""
-
-    cdef bytes greeting
-    cdef bint joined
 
     def begin(self, bytes greeting):
         """What the first `recv` brings, when the writer let this reader join."""

@@ -34,12 +34,13 @@ from anywire.contract.errors import AnywireError, BadFrame, PeerLost, Refused, T
 from anywire.contract.options import Option, one_of, size
 from anywire.contract.traits import Traits
 from anywire.contract.waits import READ, WRITE, Steps, Wait
-from anywire.contract.wire import Wire
+from anywire.contract.wire import Latest, Wire
 from anywire.framing.preamble import MAGIC, Preamble, decode, missing, refuse
 from anywire.wires import establish, sockets, unix
 from anywire.wires._descriptor import UnixBytes
 from anywire.wires._shm import ShmEndpoint
 from anywire.wires._shm_broadcast import MOST_READERS, Broadcast, BroadcastReader, Seat, SeatedEndpoint
+from anywire.wires._shm_latest import SAYINGS, LatestBroadcast, LatestIncoming, LatestReader
 from anywire.wires._shm_memory import VERSION, Incoming, Outgoing
 from anywire.wires._shm_stream import ShmStream
 
@@ -50,8 +51,10 @@ MEMORY = 2
 NO_MEMORY = 3
 """Extension: why there is no shared memory on this connection, UTF-8; both sides go on over the socket."""
 BROADCAST = 4
-"""Extension: the connecting side is a subscriber that can read a broadcast; the listening one lets it read its own, and
-this is what the subscriber's first `recv` brings. Who does not know it makes an ordinary connection."""
+"""Extension: the connecting side is a subscriber that can read a broadcast (`_BOTH`: of either mode); the listening one
+lets it read its own, and this is what the subscriber's first `recv` brings; of mode latest, `Latest.sayings` follow.
+Who does not know it makes an ordinary connection."""
+_BOTH = b"\x01"
 _HELLO = struct.Struct("<IIQQQ")
 _STREAM = 1
 """Flag of `_HELLO`: bytes, not messages."""
@@ -168,10 +171,16 @@ class ShmAcceptor(sockets.SocketAcceptor):
         self._options = options
         self._broadcast: Broadcast | None = None
 
-    def broadcast(self, greeting: bytes) -> Broadcast | None:
+    def broadcast(self, greeting: bytes, latest: Latest | None = None) -> Broadcast | None:
         """One ring for all subscribers that come from now on; None without memory for it."""
+        ring, pool = self._options["ring"], self._options["pool"]
         try:
-            self._broadcast = Broadcast(self._options["ring"], self._options["pool"], greeting)
+            if latest is None:
+                self._broadcast = Broadcast(ring, pool, greeting)
+            else:                                       # a quarter of the pool must hold any message
+                pool = max(pool, (4 * latest.max_message + 4095) // 4096 * 4096)
+                said = greeting + latest.sayings
+                self._broadcast = LatestBroadcast(ring, pool, said, latest.depth, latest.depth_bytes)
         except (OSError, MemoryError) as error:
             log.warning("publish %s: no memory for a broadcast, each subscriber has a ring: %s", self.address, error)
         return self._broadcast
@@ -298,7 +307,7 @@ class Meeting:
         ours, why = None, theirs.extensions.get(NO_MEMORY, b"").decode("utf-8", "replace")
         if not why:
             inc, why = self._map(theirs)
-            if inc is not None and self.broadcast is not None and BROADCAST in theirs.extensions:
+            if inc is not None and self.broadcast is not None and self._reads(self.broadcast, theirs):
                 ours = self.broadcast.admit()
                 if ours is None:
                     why = f"{MOST_READERS} subscribers read this broadcast, and that is as many as can"
@@ -336,6 +345,15 @@ class Meeting:
         except (OSError, MemoryError) as error:
             return None, f"no shared memory: {error.strerror if isinstance(error, OSError) else error}"
 
+    def _reads(self, broadcast: Broadcast, theirs: Preamble) -> bool:
+        """Whether the peer is a subscriber that can read this broadcast."""
+        can = theirs.extensions.get(BROADCAST)
+        return can is not None and (can == _BOTH or not isinstance(broadcast, LatestBroadcast))
+
+    def _is_latest(self, theirs: Preamble) -> bool:
+        """Whether what the peer lets us read is a broadcast of mode latest."""
+        return self.subscribes and len(theirs.extensions.get(BROADCAST, b"")) == SAYINGS * 32
+
     def _map(self, theirs: Preamble) -> tuple[Incoming | None, str]:
         """The peer's memory, or why it can't be used. Its descriptors are closed here."""
         try:
@@ -352,7 +370,8 @@ class Meeting:
                 return None, f"{len(self.fds)} descriptors of its memory came, not 2"
             if not _LEAST <= ring <= _MOST or ring & (ring - 1) or not 0 <= pool <= 1 << 40 or pool % 4096:
                 return None, f"a ring of {ring} and a pool of {pool} bytes make no sense"
-            return Incoming(self.fds[0], self.fds[1], ring, pool, nonce), ""
+            made = LatestIncoming if self._is_latest(theirs) else Incoming
+            return made(self.fds[0], self.fds[1], ring, pool, nonce), ""
         except BadFrame as error:
             return None, error.what
         except (OSError, MemoryError) as error:
@@ -368,7 +387,7 @@ class Meeting:
             hello = _HELLO.pack(VERSION, self._flags(), ours.ring_size, ours.pool_size, ours.nonce)
             extensions = {MEMORY: hello + cpus.to_bytes((cpus.bit_length() + 7) // 8, "little")}
             if self.subscribes or isinstance(ours, Seat):
-                extensions[BROADCAST] = ours.greeting if isinstance(ours, Seat) else b""
+                extensions[BROADCAST] = ours.greeting if isinstance(ours, Seat) else _BOTH
         return Preamble(self.options["max_message"], extensions=extensions).encode()
 
     def _flags(self) -> int:
@@ -383,7 +402,7 @@ class Meeting:
         if isinstance(ours, Seat):
             made = SeatedEndpoint
         elif self.subscribes and BROADCAST in theirs.extensions:
-            made = BroadcastReader
+            made = LatestReader if self._is_latest(theirs) else BroadcastReader
         endpoint = made(self.sock.detach(), self.address, self.peer, self.wire, self.options["max_message"])
         if isinstance(endpoint, BroadcastReader):
             endpoint.begin(theirs.extensions[BROADCAST])
