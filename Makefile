@@ -10,6 +10,7 @@
 #   make wheel        a repaired wheel in dist/, proven where there is no compiler
 #   make fuzz         atheris on framing and addresses                     FUZZ_SECONDS=60
 #   make sanitize     the native code's tests under ASan and UBSan
+#   make integration  other people's programs on our event loop            PYTEST_ARGS="-k redis"
 #   make races        threads that share a connection, under ThreadSanitizer
 #   make evidence     everything slow, its results into docs/evidence/     EVIDENCE_ARGS="--list"
 #   make clean        remove all of the above
@@ -37,7 +38,7 @@ SOURCES := pyproject.toml meson.build $(shell find src -type f \
 
 COMPILED := $(subst /,.,$(patsubst src/%.pyx,%,$(sort $(shell find src -name '*.pyx'))))
 
-.PHONY: demo test check check-lint check-types check-layers check-files bench docs wheel fuzz sanitize races evidence clean build
+.PHONY: demo test check check-lint check-types check-layers check-files bench docs wheel fuzz sanitize integration races evidence clean build
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.built $(VENV)/.group-cli
@@ -68,6 +69,10 @@ sanitize:
 	status=$$?; for report in build/sanitizer.*; do \
 		if [ -e "$$report" ]; then grep -v '/Python/\|Objects/\|Include/internal' "$$report" | head -n 40; status=1; fi; \
 	done; exit $$status
+
+# PostgreSQL, Redis and wrk are used where they are installed; their tests are skipped elsewhere.
+integration: $(VENV)/.built $(VENV)/.group-integration
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(PYTEST_ARGS) integration
 
 # Threads that share memory, under ThreadSanitizer. The interpreter's own accesses aren't seen, its locks are (the runtime
 # comes by LD_PRELOAD): what is reported is native code that touches shared memory outside the GIL. The ring of the
@@ -121,7 +126,7 @@ wheel: $(VENV)/.built $(VENV)/.group-wheel
 fuzz: $(VENV)/.built $(VENV)/.group-fuzz
 	$(BIN)/python scripts/fuzz.py --seconds $(FUZZ_SECONDS) $(FUZZ_ARGS)
 
-evidence: $(VENV)/.built $(VENV)/.group-bench $(VENV)/.group-fuzz $(VENV)/.group-test
+evidence: $(VENV)/.built $(VENV)/.group-bench $(VENV)/.group-fuzz $(VENV)/.group-test $(VENV)/.group-integration
 	$(BIN)/python scripts/evidence.py $(EVIDENCE_ARGS)
 
 # ---- environments -----------------------------------------------------------------------------------------------
