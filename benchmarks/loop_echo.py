@@ -22,8 +22,8 @@ NATIVE = {"raw": "C epoll", "framed": "C epoll, framed"}
 WAYS = {
     "protocol": tuple(loops.LOOPS),
     "streams": tuple(loops.LOOPS),
-    "Stream": ("asyncio", "uvloop"),
-    "Channel": ("asyncio", "uvloop"),
+    "Stream": ("asyncio", "uvloop", "anywire"),
+    "Channel": ("asyncio", "uvloop", "anywire"),
 }
 # Of the C server's rate, on anywire's loop.
 TARGETS = {

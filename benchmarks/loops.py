@@ -20,7 +20,7 @@ from typing import Any
 from benchmarks.harness import SERVER_CORE, Child, Report
 
 # Name, and the module whose `new_event_loop()` makes one.
-LOOPS = {"asyncio": "asyncio", "uvloop": "uvloop", "rloop": "rloop"}
+LOOPS = {"asyncio": "asyncio", "uvloop": "uvloop", "rloop": "rloop", "anywire": "anywire"}
 PACKAGES = ("anywire", "uvloop", "rloop")
 BACKLOG = 4096
 PREAMBLE = struct.Struct("<8sBBHIQ")

@@ -54,6 +54,7 @@ ZMQ = {"address": "ipc://{directory}/zmq", "module": "zmq", "needs": "pyzmq"}
 PEERS = (
     Peer("anywire shm", "asyncio", "anywire", SHM),
     Peer("anywire shm, spin_us=50", "asyncio", "anywire", SHM + "?spin_us=50"),
+    Peer("anywire shm, busy_poll", "asyncio", "anywire", SHM, loop="anywire", loop_options={"busy_poll": 1000}),
     Peer("anywire unix", "asyncio", "anywire", UNIX),
     Peer("pyzmq asyncio", "asyncio", "zmq", **ZMQ),
     Peer("asyncio streams", "asyncio", "lean_streams", SOCKET),

@@ -24,6 +24,7 @@ SHORT = {
     "loop_echo": ["--rounds", "3", "--seconds", "0.3"],
     "loop_micro": ["--rounds", "3", "--seconds", "0.03"],
     "tls_echo": ["--rounds", "3", "--seconds", "0.3"],
+    "busy_poll": ["--rounds", "3", "--seconds", "0.2"],
     "http_hello": ["--rounds", "3", "--seconds", "1"],
     "connections": ["--rounds", "1", "--seconds", "0.3"],
     "blocking_unix": ["--rounds", "3", "--seconds", "0.08"],
