@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import gc
 import socket
 import struct
 import time
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -242,6 +244,20 @@ def test_a_loss_after_the_end(reactor, pair) -> None:
     pair[1].close()
     until(reactor, lambda: len(ends) == 2)
     assert isinstance(ends[1], (BrokenPipeError, ConnectionResetError)) and connection.closed
+
+
+def test_what_is_closed_is_gone_at_once(reactor, pair) -> None:
+    """Without the garbage collector, which may not look for long."""
+    gc.disable()
+    try:
+        connection = BufferedConnection(reactor, pair[0], on_data=lambda c: c.close(), read_timeout=9, write_timeout=9)
+        connection.write(bytes(5_000_000))
+        pair[1].send(b"x")
+        gone = weakref.ref(connection)
+        del connection
+        until(reactor, lambda: gone() is None)
+    finally:
+        gc.enable()
 
 
 def test_closed_in_a_handler(reactor, pair) -> None:

@@ -194,6 +194,7 @@ class BufferedConnection:
             return
         self.closed = True
         self._event.remove()
+        self._event.handler = _nothing  # or the two would keep each other, and the buffers, until the next collection
         for timer in self._timers.values():
             timer.remove()
         self._timers.clear()
