@@ -38,6 +38,7 @@ STEPS = st.lists(
         st.tuples(st.just("peek"), st.integers(0, 50_000)),
         st.tuples(st.just("skip"), st.integers(0, 50_000)),
         st.tuples(st.just("find"), st.binary(min_size=1, max_size=4)),
+        st.tuples(st.just("find what is here"), st.integers(0, 50_000)),
         st.tuples(st.just("move"), PIECES),
     ),
     max_size=25,
@@ -86,6 +87,11 @@ def test_like_a_bytearray(block_size, steps) -> None:
                 assert buffer.find(value) == model.find(value)
                 start = len(model) // 2
                 assert buffer.find(value, start) == model.find(value, start)
+            elif step == "find what is here" and model:
+                at = value % len(model)
+                part = bytes(model[at : at + 1 + value % 9])
+                assert buffer.find(part) == model.find(part)
+                assert buffer.find(part, at) == at
             elif step == "move":
                 other = Buffer(pool)
                 other.append(value)
@@ -119,6 +125,20 @@ def test_a_write_that_stops_at_any_byte(room) -> None:
     assert got == b"abcdefghijklm"
     os.close(reading)
     os.close(writing)
+
+
+@pytest.mark.parametrize("block_size", [1, 2, 3, 7, 64])
+def test_finding_across_blocks(block_size) -> None:
+    buffer = Buffer(BlockPool(block_size))
+    content = b"aab\raab\r\naaab" * 9
+    buffer.append(b"cut off" + content)
+    buffer.skip(7)
+    for start in range(len(content)):
+        for length in (1, 2, 3, 8):
+            part = content[start : start + length]
+            assert buffer.find(part) == content.find(part)
+            assert buffer.find(part, start) == start
+        assert buffer.find(b"\r\n\r", start) == -1
 
 
 def test_more_pieces_than_the_kernel_takes(pair) -> None:

@@ -130,6 +130,18 @@ def test_a_number_that_is_used_again_within_one_batch(reactor, pipes) -> None:
     assert called == called[:1]
 
 
+def test_an_event_that_moves_to_another_descriptor_within_one_batch(reactor, pipes) -> None:
+    """Both are ready; the first handler has the second event watch something that isn't."""
+    seen: list[int] = []
+    (one, feed_one), (two, feed_two), (quiet, _) = pipes[:3]
+    reactor.watch(one, READ, lambda event, what: (second.remove(), second.add(quiet, READ)), priority=0, once=True)
+    second = reactor.watch(two, READ, lambda event, what: seen.append(event.fd))
+    os.write(feed_one, b"x")
+    os.write(feed_two, b"x")
+    assert reactor.turn() == 1 and seen == []
+    assert reactor.turn(0) == 0 and second.fd == quiet
+
+
 def test_a_number_that_is_used_again_without_removing(pipes) -> None:
     """Closed without a word: the new descriptor of that number gets an event, the old event gets nothing."""
     with Reactor() as reactor:
@@ -184,6 +196,8 @@ def test_a_duplicate_of_a_closed_descriptor(pair) -> None:
         kept = a.dup()
         a.close()
         event.remove()
+        # It gets the slot of the one that was removed, and nothing is there for it to read.
+        reactor.watch(other, READ, lambda event, what: seen.append("another's report"))
         b.send(b"x")
         for _ in range(5):
             assert reactor.turn(0) == 0
