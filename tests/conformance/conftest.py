@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from .fronts import FRONTS
+from .loops import on_loop
 from .wires import promising
 from .world import World
 
@@ -54,7 +55,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
         async with asyncio.timeout(DEADLINE), World(setup, FRONTS[front]()) as world:
             await pyfuncitem.obj(**{**arguments, "world": world})
 
-    asyncio.run(scenario())
+    on_loop(scenario())
     return True
 
 

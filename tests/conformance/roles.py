@@ -33,6 +33,7 @@ from anywire.contract import counters
 from anywire.contract.handle import Handle
 from anywire.contract.wire import wire_for
 
+from .loops import on_loop, runner
 from .peer import PeerSide
 from .wires import client_address
 
@@ -334,7 +335,7 @@ def fork_with_a_channel(
             await channel.send(b"the parent goes on")
             return refused, await other.recv()
 
-    return asyncio.run(main())
+    return on_loop(main())
 
 
 @contextlib.contextmanager
@@ -461,7 +462,7 @@ def dial_fork_and_send(peer: PeerSide, address: str, front: str, options: dict[s
         await holder[0].send(b"the child is gone")
         return int(code)
 
-    peer.kept["runner"] = asyncio.Runner()  # its loop stays, and with it the channel
+    peer.kept["runner"] = runner()  # its loop stays, and with it the channel
     peer.kept["holder"] = holder
     return int(peer.kept["runner"].run(main()))
 
@@ -473,7 +474,7 @@ class Driven:
     """A channel of either front whose calls block here and end with KeyboardInterrupt on Ctrl-C."""
 
     def __init__(self, address: str, front: str, options: dict[str, Any]) -> None:
-        self.runner = asyncio.Runner() if front == "async" else None
+        self.runner = runner() if front == "async" else None
         if self.runner is not None:
             self.channel = self.runner.run(_connect(address, options))
         else:
@@ -560,7 +561,7 @@ def connect_and_close(peer: PeerSide, address: str, front: str, count: int, opti
             else:
                 await channel.close()
 
-    asyncio.run(main())
+    on_loop(main())
 
 
 # -- servers in the front under test ---
@@ -594,7 +595,7 @@ def start_limited_server(peer: PeerSide, address: str, front: str, descriptors: 
             started.put(str(server.addresses[0]))
             server.serve_forever()
 
-    target = blocking_main if front == "blocking" else lambda: asyncio.run(main())
+    target = blocking_main if front == "blocking" else lambda: on_loop(main())
     threading.Thread(target=target, daemon=True).start()
     return started.get(timeout=10)
 

@@ -27,6 +27,9 @@ Callback = Callable[[], object]
 class Driver(Protocol):
     """What a wire may ask of an event loop. `fd` is a descriptor number; watches are level-triggered and persistent."""
 
+    native: bool
+    """Whether a connection may watch its descriptors by objects of its own (`loop._watch`), without a callback between."""
+
     @property
     def loop(self) -> asyncio.AbstractEventLoop: ...
     def watch_read(self, fd: int, callback: Callback) -> object: ...
@@ -40,11 +43,13 @@ class Driver(Protocol):
 class AsyncioDriver:
     """A driver over the public methods of any asyncio event loop."""
 
-    __slots__ = ("__weakref__", "_loop")
+    __slots__ = ("__weakref__", "_loop", "native")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         # A weak reference: the driver lives in a table keyed by the loop and must not keep it alive.
         self._loop = weakref.ref(loop)
+        # Our own loop, unless it measures its callbacks: then it must see them all.
+        self.native = not getattr(loop, "_measures", True)
 
     def watch_read(self, fd: int, callback: Callback) -> object:
         """Call `callback` whenever `fd` is readable or hung up."""

@@ -2,6 +2,7 @@
 from cpython.object cimport PyObject
 from libc.stdint cimport uint64_t
 from anywire.contract.face cimport Face, name_operation
+from anywire.engine._watches cimport Watcher
 
 
 cdef class Waiter:
@@ -46,6 +47,10 @@ cdef class SendOperation(Operation):
     cdef uint64_t since                 # when it began to wait, nanoseconds
 
 
+cdef class Watched(Watcher):
+    cdef Front front
+
+
 cdef class Front(Face):
     cdef readonly object driver
     cdef readonly object loop
@@ -56,6 +61,13 @@ cdef class Front(Face):
     cdef bint watching_read, watching_write, notified
     cdef bint elsewhere(self) noexcept
     cdef int need_here(self, str operation) except -1
+    cdef list watchers                  # on our own loop: a Watched for each descriptor that is watched
+    cdef int readable(self) except -1
+    cdef int writable(self) except -1
+    cdef int rung(self) except -1
+    cdef int watch_fd(self, int fd, int mask, object callback) except -1
+    cdef int unwatch_fd(self, int fd, int mask) except -1
+    cdef Watched watched_fd(self, int fd)
     cdef int watch(self, int mask) except -1
     cdef int unwatch(self, int mask) except -1
     cdef Waiter take_waiter(self)

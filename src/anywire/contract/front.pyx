@@ -16,7 +16,10 @@ cimport cython
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_INCREF
 from cpython.exc cimport PyErr_WarnEx
+from libc.stdint cimport uint32_t
 from anywire.contract.endpoint cimport BLOCKED, DONE, PARTIAL, READ, WRITE, MessageEndpoint, RawEndpoint
+from anywire.engine._watches cimport Watcher
+from anywire.engine.conditions cimport ERROR, HANGUP
 
 import asyncio
 from asyncio import CancelledError
@@ -416,6 +419,26 @@ cdef extern from "Python.h":
 from anywire.contract.endpoint cimport fork_generation as generation, monotonic_ns
 
 
+cdef class Watched(Watcher):
+    """A descriptor of a connection, in our own loop."""
+
+    cdef int ready(self, uint32_t conditions) except -1:
+        cdef Front front = self.front
+        try:
+            if front.end.doorbell:
+                front.rung()
+                return 0
+            if conditions & (READ | HANGUP | ERROR) and front.watching_read and front.end.read_fd == self.fd:
+                front.readable()
+            if conditions & (WRITE | HANGUP | ERROR) and front.watching_write and front.end.write_fd == self.fd:
+                front.writable()
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as error:
+            front.loop.call_exception_handler({"message": f"watching {front.end.address} failed", "exception": error})
+        return 0
+
+
 cdef class Front(Face):
     """The waiting half of a channel or stream; not made by users."""
 
@@ -423,6 +446,7 @@ cdef class Front(Face):
         self.end = end
         self.driver = driver
         self.loop = driver.loop
+        self.watchers = []
         self.thread = PyThread_get_thread_ident()
         if end.doorbell:
             end.set_asynchronous()
@@ -454,15 +478,15 @@ cdef class Front(Face):
             if not self.watching_read and self.end.read_fd >= 0 and not self.end.hung_up():
                 self.watching_read = True
                 self.end.set_wakeup(self._notified)      # rung on this side: memory for a sender came back here
-                self.driver.watch_read(self.end.read_fd, self._rung)
+                self.watch_fd(self.end.read_fd, READ, self._rung)
                 if self.end.death_fd >= 0:
-                    self.driver.watch_read(self.end.death_fd, self._rung)
+                    self.watch_fd(self.end.death_fd, READ, self._rung)
             return 0
         if mask & READ and not self.watching_read and self.end.read_fd >= 0:
-            self.driver.watch_read(self.end.read_fd, self._readable)
+            self.watch_fd(self.end.read_fd, READ, self._readable)
             self.watching_read = True
         if mask & WRITE and not self.watching_write and self.end.write_fd >= 0:
-            self.driver.watch_write(self.end.write_fd, self._writable)
+            self.watch_fd(self.end.write_fd, WRITE, self._writable)
             self.watching_write = True
         return 0
 
@@ -471,49 +495,96 @@ cdef class Front(Face):
             if self.watching_read and mask == (READ | WRITE):
                 self.watching_read = False
                 self.end.set_wakeup(None)
-                self.driver.unwatch_read(self.end.read_fd)
+                self.unwatch_fd(self.end.read_fd, READ)
                 if self.end.death_fd >= 0:
-                    self.driver.unwatch_read(self.end.death_fd)
+                    self.unwatch_fd(self.end.death_fd, READ)
             return 0
         if mask & READ and self.watching_read:
             self.watching_read = False
-            self.driver.unwatch_read(self.end.read_fd)
+            self.unwatch_fd(self.end.read_fd, READ)
         if mask & WRITE and self.watching_write:
             self.watching_write = False
-            self.driver.unwatch_write(self.end.write_fd)
+            self.unwatch_fd(self.end.write_fd, WRITE)
         return 0
 
+    # On our own loop a connection is watched by an object of its own, which is called without a callback between.
+
+    cdef int watch_fd(self, int fd, int mask, object callback) except -1:
+        cdef Watched watched = self.watched_fd(fd)
+        if watched is not None:
+            self.loop._rewatch(watched, watched.conditions | mask)
+        elif self.driver.native:
+            watched = Watched.__new__(Watched)
+            watched.front = self
+            self.loop._watch(watched, fd, mask)
+            self.watchers.append(watched)
+        elif mask == READ:
+            self.driver.watch_read(fd, callback)
+        else:
+            self.driver.watch_write(fd, callback)
+        return 0
+
+    cdef int unwatch_fd(self, int fd, int mask) except -1:
+        cdef Watched watched = self.watched_fd(fd)
+        if watched is None:
+            if mask == READ:
+                self.driver.unwatch_read(fd)
+            else:
+                self.driver.unwatch_write(fd)
+        elif watched.conditions & ~mask:
+            self.loop._rewatch(watched, watched.conditions & ~mask)
+        else:
+            self.watchers.remove(watched)
+            self.loop._unwatch(watched)
+        return 0
+
+    cdef Watched watched_fd(self, int fd):
+        cdef Watched watched
+        for watched in self.watchers:
+            if watched.fd == fd:
+                return watched
+        return None
+
     def _readable(self):
+        self.readable()
+
+    def _writable(self):
+        self.writable()
+
+    def _rung(self):
+        self.rung()
+
+    cdef int readable(self) except -1:
         """The loop says that the descriptor is readable. Level-triggered: with nobody waiting the watch ends."""
         cdef Operation op
         self.end.start_turn()
         if self.reader is not None and self.reader.waiting() and self.reader.mask & READ:
             self.reader.waiter.wake()
-            return
+            return 0
         if self.senders is not None and self.senders:
             op = <Operation> self.senders[0]
             if op.waiting() and op.mask & READ:
                 op.waiter.wake()
-                return
+                return 0
         self.unwatch(READ)
 
-    def _rung(self):
+    cdef int rung(self) except -1:
         """The loop says that the doorbell rang, or that the peer went."""
         self.end.rung()
         if self.end.hung_up():
             self.unwatch(READ | WRITE)
         if self.reader is not None and self.reader.waiting():
             self.reader.waiter.wake()
-        self._writable()
+        self.writable()
 
-    def _writable(self):
+    cdef int writable(self) except -1:
         """The loop says that the descriptor is writable."""
         cdef Operation op
         self.end.turns = 0
         if self.end.unread_output:
             try:
                 if self.end.flush_output(False) != DONE:
-                    return
+                    return 0
             except (AnywireError, OSError):
                 self.end.unread_output = False       # the next operation meets the loss itself
         if self.reader is not None and self.reader.waiting() and self.reader.mask & WRITE:
@@ -524,7 +595,7 @@ cdef class Front(Face):
                 break
             op.waiter.wake()
             if self.senders and self.senders[0] is op:
-                return                               # still no room
+                return 0                               # still no room
         if not self.senders and self.watching_write and not self.end.unread_output and not (
                 self.reader is not None and self.reader.waiting() and self.reader.mask & WRITE):
             self.unwatch(WRITE)
@@ -547,7 +618,7 @@ cdef class Front(Face):
         self.end.start_turn()
         if self.reader is not None and self.reader.waiting():
             self.reader.waiter.wake()
-        self._writable()
+        self.writable()
 
     # -- the end --------------------------------------------------------------------------------------------------------
 

@@ -387,6 +387,21 @@ cdef class Core:
             return 0
         return self.watches.remove(watcher)
 
+    # For what is not of this package, and so has no C functions of it: the wires' driver watches a connection by these.
+
+    @property
+    def _measures(self):
+        return self.slow >= 0 or bool(self._debug)
+
+    def _watch(self, Watcher watcher not None, int fd, uint32_t conditions):
+        self.watch(watcher, fd, conditions)
+
+    def _rewatch(self, Watcher watcher not None, uint32_t conditions):
+        self.rewatch(watcher, conditions)
+
+    def _unwatch(self, Watcher watcher not None):
+        self.unwatch(watcher)
+
     cdef object set_reader(self, object fd, object callback, tuple args, bint writing):
         cdef int number
         cdef Watcher watcher
