@@ -16,6 +16,7 @@ import argparse
 import importlib.metadata
 import os
 import re
+import socket
 import subprocess
 import sys
 import tarfile
@@ -102,15 +103,26 @@ def node(source: Path, place: str, name: str) -> str:
     raise SystemExit(f"{place}: of no file in {source}")
 
 
+def has_ipv6() -> bool:
+    try:
+        return bool(socket.getaddrinfo("localhost", 0, socket.AF_INET6))
+    except socket.gaierror:
+        return False
+
+
 def run(source: Path, patterns: list[str], loop: str) -> int:
     """Run them, and compare with EXCEPTIONS and with the standard loop; the exit status."""
     start = time.monotonic()
     wanted = " and ".join(["ours", *(f"({pattern})" for pattern in patterns)])
+    if not has_ipv6():
+        # They would fail, and what they leave would fail others.
+        print("this machine has no IPv6 address for localhost: tests with ipv6 in their name are left out")
+        wanted += " and not ipv6"
     passed, failed, skipped, said = outcome(source, loop, "-k", wanted, "tests")
     excepted = {name for name in failed if name.partition("[")[0] in EXCEPTIONS}
     unexpected, here = sorted(failed - excepted), set[str]()
     if unexpected:
-        # What the standard loop can't do here either says nothing of ours: a machine without IPv6, for example.
+        # What the standard loop can't do here either says nothing of ours.
         here = outcome(source, "asyncio:new_event_loop", *unexpected)[1]
         unexpected = [name for name in unexpected if name not in here]
     cured = [name for name in EXCEPTIONS if any(one.partition("[")[0] == name for one in passed)]
