@@ -60,7 +60,7 @@ class SocketHooks(_Base):  # type: ignore[misc]
         acceptor = self._acceptors.pop(sock.fileno(), None)
         if acceptor is not None:
             acceptor.stop()
-        sock.close()
+        super()._stop_serving(sock)                    # closes it; from 3.13 on a Unix socket's name goes, too
 
     def _ensure_fd_no_transport(self, fd: Any) -> None:
         super()._ensure_fd_no_transport(fd)
