@@ -4,9 +4,10 @@ Beside pyzmq's PUB/SUB, also on Unix sockets, and iceoryx2, also in shared memor
 
 The publisher has one CPU, its four subscribers share the other one. It publishes as fast as it may for a while; the
 rate is what the slowest subscriber received, from the first send to its last message, and `lost` what it did not
-receive. anywire's `publish` is reliable: nothing is lost. ZeroMQ's PUB drops what is over its high-water mark; the peer
-to beat is therefore the same with XPUB_NODROP, which waits instead, and the dropping one is shown beside it. To be
-shown: as many messages as pyzmq, with asyncio on both sides and blocking on both sides; in shared memory as many as
+receive. anywire's `publish` is reliable: nothing is lost. Mode latest, which drops the oldest for who is behind, is
+shown beside it. ZeroMQ's PUB drops what is over its high-water mark; the peer to beat is therefore the same with
+XPUB_NODROP, which waits instead, and the dropping one is shown beside it. To be shown: as many messages as pyzmq, with
+asyncio on both sides and blocking on both sides; in shared memory as many as
 iceoryx2, where both senders copy the message in and both receivers look at it in place. iceoryx2's subscribers have no
 way to sleep until something comes: they look, and give way to the others on their CPU. CPU time for a message is that
 of the sender, and of one receiver; it hardly depends on what else the machine does, which the rate does.
@@ -42,6 +43,7 @@ PAIRS = {
     IN_PLACE: IOX,
 }
 DROPPING = "pyzmq, dropping"
+LATEST = "anywire shm latest"
 LAST = b"the last one"
 MARK = 1000
 """ZeroMQ's default high-water mark, in messages, on each side. Both libraries get the same depth: subscribers that
@@ -101,9 +103,9 @@ async def subscribe_asyncio(address: str) -> None:
                 count += 1
 
 
-def publish_blocking(address: str) -> None:
+def publish_blocking(address: str, mode: str = "reliable") -> None:
     sync = importlib.import_module("anywire.sync")
-    with sync.publish(address, depth=2 * MARK, **ring(address)) as publisher:
+    with sync.publish(address, mode=mode, depth=2 * MARK, **ring(address)) as publisher:
         say("READY")
         while len(publisher.subscribers) < SUBSCRIBERS:
             time.sleep(0.01)
@@ -119,7 +121,7 @@ def publish_blocking(address: str) -> None:
 
 def subscribe_blocking(address: str) -> None:
     sync = importlib.import_module("anywire.sync")
-    with sync.subscribe(address, wait=10) as subscription:
+    with sync.subscribe(address, wait=10, losses="count") as subscription:
         say("READY")
         count = 0
         for message in subscription:
@@ -312,6 +314,8 @@ def serve(name: str, address: str) -> None:
     publishes = role == "publish"
     if contender.startswith("anywire") and contender.endswith("asyncio"):
         asyncio.run((publish_asyncio if publishes else subscribe_asyncio)(address))
+    elif contender == LATEST and publishes:
+        publish_blocking(address, "latest")
     elif contender == IN_PLACE and not publishes:
         subscribe_in_place(address)
     elif contender == IOX:
@@ -371,7 +375,7 @@ def main() -> None:
         return
     report = Report("broadcast: one publisher, four subscribers", ("anywire", "pyzmq", "iceoryx2"))
     report.begin()
-    names = list(PAIRS)
+    names = [*PAIRS, LATEST]
     for module, package, theirs in (
         ("zmq", "pyzmq", [*dict.fromkeys(base for base in PAIRS.values() if base != IOX), DROPPING]),
         ("iceoryx2", "iceoryx2", [IOX]),

@@ -41,6 +41,10 @@ class SharedLog(Log):
                 return False
             if not self._broadcast.put(message, LITERALLY):
                 return False
+            with self._lock:
+                if not self.places:                                 # the usual case, without a second call
+                    self.base += 1
+                    return True
             return self._keep(message)
 
     def put_many(self, messages: list[bytes], start: int = 0) -> int:
