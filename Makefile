@@ -48,7 +48,7 @@ demo: $(VENV)/.built $(VENV)/.group-cli
 PARALLEL ?= -n 4 --dist worksteal
 test: $(VENV)/.built $(VENV)/.group-test
 	@mkdir -p build
-	ANYWIRE_CONFORMANCE_RESULT=build/conformance.json $(BIN)/python -m pytest $(PARALLEL) $(PYTEST_ARGS) $(TESTS)
+	ANYWIRE_CONFORMANCE_RESULT=build/conformance.json $(BIN)/python -m pytest -m "not slow" $(PARALLEL) $(PYTEST_ARGS) $(TESTS)
 
 bench: $(VENV)/.built $(VENV)/.group-bench
 	$(BIN)/anywire bench $(BENCH_ARGS)
@@ -65,7 +65,7 @@ sanitize:
 	LD_PRELOAD=$$(gcc -print-file-name=libasan.so) PYTHONMALLOC=malloc \
 	ASAN_OPTIONS=detect_leaks=0:halt_on_error=1:log_path=$(CURDIR)/build/sanitizer \
 	UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1:log_path=$(CURDIR)/build/sanitizer \
-	.venv-sanitize/bin/python -m pytest --timeout 240 -m "not no_sanitize and not faults" $(PARALLEL) $(PYTEST_ARGS) $(SANITIZE_TESTS); \
+	.venv-sanitize/bin/python -m pytest --timeout 240 -m "not no_sanitize and not faults and not slow" $(PARALLEL) $(PYTEST_ARGS) $(SANITIZE_TESTS); \
 	status=$$?; for report in build/sanitizer.*; do \
 		if [ -e "$$report" ]; then grep -v '/Python/\|Objects/\|Include/internal' "$$report" | head -n 40; status=1; fi; \
 	done; exit $$status

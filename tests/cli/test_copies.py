@@ -30,6 +30,10 @@ def children() -> set[str]:
     return set(Path(f"/proc/self/task/{os.getpid()}/children").read_text().split())
 
 
+QUICK = {"pipe", "anywire unix", "anywire shm in place"}
+SOME_WAYS = [way if way.name in QUICK else pytest.param(way, marks=pytest.mark.slow) for way in ways()]
+
+
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """A measurement that is no measurement: a file goes a few times only."""
@@ -52,7 +56,7 @@ def test_each_way_brings_the_file(way: Way) -> None:
     assert not directory.exists()
 
 
-@pytest.mark.parametrize("way", ways(), ids=lambda way: way.name)
+@pytest.mark.parametrize("way", SOME_WAYS, ids=lambda way: way.name)
 def test_what_did_not_arrive_is_noticed(way: Way) -> None:
     with sources_of((3 * CHUNK,)) as (source,), Transfer(way, CHUNK, *cores()) as transfer:
         transfer.copy(source, 1)
@@ -62,7 +66,7 @@ def test_what_did_not_arrive_is_noticed(way: Way) -> None:
             transfer.copy(source, 1)
 
 
-@pytest.mark.parametrize("way", ways(), ids=lambda way: way.name)
+@pytest.mark.parametrize("way", SOME_WAYS, ids=lambda way: way.name)
 def test_a_file_that_shrinks_fails_at_once_with_the_server_s_reason(way: Way) -> None:
     """Also where the client waits at a semaphore that nobody will post."""
     before = children()

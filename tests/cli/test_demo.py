@@ -283,12 +283,12 @@ def terminal(temporary: Path, *arguments: str) -> Iterator[Terminal]:
 
 MOMENTS = [
     b"Only the address",
-    b"files over tcp",
-    b"files over inproc",
+    pytest.param(b"files over tcp", marks=pytest.mark.slow),
+    pytest.param(b"files over inproc", marks=pytest.mark.slow),
     b"files over multiprocessing.Pipe",
-    b"files over asyncio streams",
-    b"kill -9 of a server",
-    b"the reader pauses: ",
+    pytest.param(b"files over asyncio streams", marks=pytest.mark.slow),
+    pytest.param(b"kill -9 of a server", marks=pytest.mark.slow),
+    pytest.param(b"the reader pauses: ", marks=pytest.mark.slow),
     b"cancelled 500 receives",
 ]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,9 +10,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 METHODS = ["fork", "spawn", "forkserver"]
-if os.environ.get("ANYWIRE_START_METHODS") != "all":
-    # Each takes 20 s. Every version of Python has its own; .ci/run asks for all, on all versions.
-    METHODS = [METHODS[(sys.version_info.minor - 11) % 3]]
+QUICK = METHODS[(sys.version_info.minor - 11) % 3]
+"""Each takes 20 s, so every version of Python has its own in `make test`, and the others in .ci/run."""
+OTHERS = [pytest.param(method, marks=pytest.mark.slow) for method in METHODS if method != QUICK]
 
 
 def run(*command: str) -> None:
@@ -25,7 +24,7 @@ def run(*command: str) -> None:
 
 @pytest.mark.timeout(240)
 @pytest.mark.no_sanitize
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [QUICK, *OTHERS])
 def test_the_interpreters_own_tests(method: str) -> None:
     # The other cases of the suite take minutes: scripts/standard_tests.py without -k.
     cases = ("TestQueue", "SimpleQueue", "TestConnection", "TestPoll", "PicklingConnections", "TestWait")
@@ -35,4 +34,4 @@ def test_the_interpreters_own_tests(method: str) -> None:
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("kind", ["Queue", "bounded", "SimpleQueue", "JoinableQueue", "Pipe"])
 def test_kills_at_random_moments(kind: str) -> None:
-    run("evidence/queue_kills.py", "--kinds", kind, "--kills", "120")
+    run("evidence/queue_kills.py", "--kinds", kind, "--kills", "40")

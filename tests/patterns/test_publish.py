@@ -513,7 +513,7 @@ async def test_abandoned_calls_lose_and_double_nothing(many: Many) -> None:
 
             async def sender() -> None:
                 for number in itertools.count():
-                    if enough.is_set() or number > 20000:
+                    if enough.is_set() or number > 6000:
                         return
                     way = front.ways_to_abandon[number % len(front.ways_to_abandon)]
                     result = await front.abandon(
