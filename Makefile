@@ -3,7 +3,7 @@
 # Needs Python >= 3.11 with its headers, and a C compiler.
 #
 #   make demo         the main job: one program over every wire            DEMO_ARGS="--seconds 8"
-#   make test         all tests, under 6 minutes                           TESTS="tests/contract" PYTEST_ARGS="-x"
+#   make test         all but the slow, in 6 minutes                       TESTS="tests/contract" PYTEST_ARGS="-x"
 #   make check        lint, types, layers, lists of files, docs
 #   make bench        beside what one would otherwise use                  BENCH_ARGS="--help"
 #   make docs         the site, into site/
