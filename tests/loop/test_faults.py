@@ -38,7 +38,13 @@ def faults(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 # The sanitizers replace the same functions.
 @pytest.mark.no_sanitize
-@pytest.mark.parametrize(("loop", "kind"), [(loop, kind) for loop, (_, kinds) in LOOPS.items() for kind in kinds])
+@pytest.mark.parametrize(
+    ("loop", "kind"),
+    [
+        pytest.param(loop, kind, marks=[pytest.mark.slow] if loop == "asyncio" else [])
+        for loop, (_, kinds) in LOOPS.items() for kind in kinds
+    ],
+)
 def test_every_byte_arrives(loop: str, kind: str, faults: Path) -> None:
     done = subprocess.run(
         [sys.executable, HERE / "fault_workload.py", LOOPS[loop][0], kind],

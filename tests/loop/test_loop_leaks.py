@@ -57,6 +57,7 @@ def test_nothing_is_left() -> None:
 
 
 @pytest.mark.no_sanitize
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", [{"PYTHONDEVMODE": "1"}, {"PYTHONMALLOC": "debug"}], ids=["development", "malloc"])
 def test_the_interpreters_own_checks_are_content(mode: dict[str, str]) -> None:
     """Development mode complains of what is not closed or awaited; the allocator, of what is written past its end."""

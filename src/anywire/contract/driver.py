@@ -28,7 +28,7 @@ class Driver(Protocol):
     """What a wire may ask of an event loop. `fd` is a descriptor number; watches are level-triggered and persistent."""
 
     native: bool
-    """Whether a connection may watch its descriptors by objects of its own (`loop._watch`), without a callback between."""
+    """Whether a connection may watch its descriptors by objects of its own (`loop._watch`), without a callback."""
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop: ...
