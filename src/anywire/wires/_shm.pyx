@@ -62,6 +62,7 @@ cdef extern from "<poll.h>" nogil:
 
 cdef enum:
     MOST_PIECES = 4096             # records without a message that a receive takes in one turn
+    QUICK_SLEEP = 100000           # nanoseconds: LONGEST_SPIN, and most of what it takes to be woken
 
 
 cdef class ShmEndpoint(ShmSender):
@@ -424,7 +425,7 @@ cdef class ShmEndpoint(ShmSender):
         cdef aw_consumer* c
         cdef aw_producer* p
         cdef bint reading = mask == READ
-        cdef uint64_t end = 0, now, ns
+        cdef uint64_t end = 0, began
         cdef int r
         if out is None or inc is None:
             raise ChannelClosed("it was closed on this side", address=str(self.address), operation="wait")
@@ -445,9 +446,16 @@ cdef class ShmEndpoint(ShmSender):
                     self.waiting == SPIN or (self.waiting == ADAPTIVE and not self.alone)):
                 if aw_glance(c, p, self.need_room):
                     return mask
+                began = aw_now()
                 r = self.spin(c, p, end, timeout)
                 if r != 0:
                     return mask if r > 0 else 0
+                r = self.sleep(out, inc, mask, end, timeout)
+                if r and aw_now() - began < QUICK_SLEEP:
+                    # What came had come before LONGEST_SPIN, but for the waking: the next wait looks as long.
+                    self.budget = LONGEST_SPIN
+                    self.misses = 0
+                return r
             return self.sleep(out, inc, mask, end, timeout)
         finally:
             self.waiters -= 1

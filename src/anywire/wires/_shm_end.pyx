@@ -75,7 +75,7 @@ cdef class ShmEnd(MessageEndpoint):
         self.waiting = WAITING[waiting]
         self.spin_ns = <uint64_t> (spin_us * 1000)
         self.alone = alone
-        self.budget = LONGEST_SPIN // 2
+        self.budget = LONGEST_SPIN
         self.inline_limit = min(<Py_ssize_t> (out.ring_size // 8), 65536)
         self.checked = aw_tick()
         self.quick = True
