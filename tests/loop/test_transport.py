@@ -40,6 +40,12 @@ def run(request: pytest.FixtureRequest) -> Iterator[Callable[[Awaitable[Any]], A
     loop.run_until_complete(loop.shutdown_default_executor())
     loop.close()
     asyncio.set_event_loop(None)
+    if request.param == "standard":                # it leaves connections behind in some tests: not into the next ones
+        hook, sys.unraisablehook = sys.unraisablehook, lambda unraisable: None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)
+            gc.collect()
+        sys.unraisablehook = hook
     assert not loop.complaints  # type: ignore[attr-defined]
 
 
