@@ -57,7 +57,7 @@ build: $(VENV)/.built
 
 # The interpreter itself isn't instrumented, so the runtime comes first by LD_PRELOAD, and its own allocator (which hides
 # small overruns) and its leaks (objects that live until exit) are left out. A report of any process fails the target.
-SANITIZE_TESTS ?= tests/engine tests/framing tests/contract tests/wires tests/native tests/conformance tests/multiprocessing/test_queues.py
+SANITIZE_TESTS ?= tests/engine tests/loop tests/framing tests/contract tests/wires tests/native tests/conformance tests/multiprocessing/test_queues.py
 sanitize:
 	@$(MAKE) --no-print-directory VENV=.venv-sanitize MESON_ARGS="-Csetup-args=-Db_sanitize=address,undefined \
 		-Csetup-args=-Db_lundef=false -Csetup-args=-Doptimization=1" .venv-sanitize/.built .venv-sanitize/.group-test

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.mark.timeout(120)
 @pytest.mark.no_sanitize
 def test_the_interpreters_own_tests() -> None:
-    modules = ("test_buffered_proto", "test_context", "test_server", "test_sock_lowlevel", "test_streams")
+    modules = ("test_base_events", "test_buffered_proto", "test_context", "test_server", "test_sock_lowlevel")
     done = subprocess.run(
         [sys.executable, "scripts/asyncio_tests.py", "-j", "1", *modules],
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,

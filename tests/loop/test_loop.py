@@ -342,6 +342,81 @@ def test_an_abandoned_loop_is_collected() -> None:
     assert len(os.listdir("/proc/self/fd")) == open_before - 4      # epoll, eventfd, the two ends for signals
 
 
+def test_the_collector_sees_handles_that_are_held(loop: Loop) -> None:
+    # Handles in the queue of a running loop aren't tracked; one that somebody holds is again, when it has been called.
+    class Holder:
+        def __init__(self) -> None:
+            self.handle = loop.call_soon(self.called)
+
+        def called(self) -> None:
+            pass
+
+    async def main() -> list[weakref.ref[Holder]]:
+        gone = [weakref.ref(Holder()), weakref.ref(Holder())]
+        holder = gone[1]()
+        if holder is not None:
+            holder.handle.get_context()
+            holder.handle.cancel()
+        del holder
+        await asyncio.sleep(0)
+        gc.collect()
+        gone.append(weakref.ref(Holder()))
+        loop.call_soon(print, "never")
+        return gone
+
+    gone = loop.run_until_complete(main())
+    assert [one() for one in gone[:2]] == [None, None]
+    turns(loop)
+    gc.collect()
+    assert gone[2]() is None
+
+
+def test_sock_recv(loop: Loop, pair: tuple[socket.socket, socket.socket]) -> None:
+    ours, theirs = pair
+
+    async def main() -> None:
+        waiting = [loop.create_task(loop.sock_recv(ours, 10)) for _ in range(3)]
+        await asyncio.sleep(0)
+        # Cancelled when the bytes are here already: it has taken nothing, the others get them, one after the other.
+        theirs.send(b"x")
+        await asyncio.sleep(0)
+        waiting[0].cancel()
+        done, _ = await asyncio.wait(waiting[1:], return_when=asyncio.FIRST_COMPLETED)
+        assert [task.result() for task in done] == [b"x"]
+        theirs.send(b"y" * 10)
+        assert sorted([await task for task in waiting[1:]]) == [b"x", b"y" * 10]
+        # With a reader and a writer of the same descriptor.
+        seen: list[str] = []
+        loop.add_reader(ours, seen.append, "read")
+        receive = loop.create_task(loop.sock_recv(ours, 10))
+        await asyncio.sleep(0)
+        loop.remove_reader(ours)
+        loop.add_writer(ours, seen.append, "write")
+        await asyncio.sleep(0.001)
+        theirs.send(b"z")
+        assert await receive == b"z"
+        loop.remove_writer(ours)
+        assert "write" in seen and "read" not in seen
+        # The number is used again.
+        receive = loop.create_task(loop.sock_recv(ours, 10))
+        await asyncio.sleep(0)
+        number = ours.detach()
+        os.close(number)
+        receive.cancel()
+        others = socket.socketpair()
+        for end in others:
+            end.setblocking(False)
+        loop.call_soon(others[1].send, b"w")
+        assert await loop.sock_recv(others[0], 10) == b"w"
+        others[1].close()
+        assert await loop.sock_recv(others[0], 10) == b""
+        others[0].close()
+        with pytest.raises(OSError):
+            await loop.sock_recv(others[0], 10)
+
+    loop.run_until_complete(main())
+
+
 def test_closed(loop: Loop) -> None:
     timer = loop.call_later(1, print)
     loop.call_soon(print, "never")

@@ -17,6 +17,7 @@ cdef class Handle:
     cdef readonly object _source_traceback
     cdef object shown               # its repr from before it was cancelled, in debug mode
     cdef Handle next                # in the ready queue
+    cdef bint hidden                # its context isn't tracked by the garbage collector
 
 
 cdef class TimerHandle(Timer):

@@ -17,12 +17,14 @@ callback raises (the loop's exception handler gets it; SystemExit and KeyboardIn
 stays so); the process forks (the child's copy refuses with RuntimeError and changes nothing of the parent's).
 """
 cimport cython
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.object cimport PyObject
+from libc.errno cimport EAGAIN, EINTR, errno
 
 from anywire.engine._timers cimport monotonic
 from anywire.engine._wakeup cimport Wakeup, aw_drain, aw_wake
-from anywire.engine.conditions cimport ERROR, HANGUP, READ, WRITE
+from anywire.engine.conditions cimport ERROR, HANGUP, ONESHOT, READ, WRITE
 from anywire.engine.demultiplexers._base cimport Demultiplexer
 
 import asyncio
@@ -30,12 +32,21 @@ import os
 import sys
 from asyncio import Future, Task, base_events, format_helpers
 from collections import deque
+from socket import socket as Socket
+
+cdef extern from "<sys/socket.h>":
+    int MSG_DONTWAIT
+    Py_ssize_t recv(int fd, void* buffer, size_t size, int flags)
 
 cdef extern from "Python.h":
     PyObject* PyObject_Call(object callable, object args, PyObject* kwargs) noexcept
     object PyContext_CopyCurrent()
     int PyContext_Enter(object context) noexcept
     int PyContext_Exit(object context) noexcept
+    Py_ssize_t Py_REFCNT(object object) noexcept
+    void PyObject_GC_Track(PyObject* object) noexcept
+    void PyObject_GC_UnTrack(PyObject* object) noexcept
+    bint PyObject_GC_IsTracked(object object) noexcept
 
 cdef extern from *:
     """
@@ -97,6 +108,7 @@ cdef class Handle:
 
     def get_context(self):
         """The context in which it is called."""
+        settle(self)
         return self._context
 
     def _run(self):
@@ -183,6 +195,30 @@ cdef class TimerHandle(Timer):
         return self._when > other._when or self == other if isinstance(other, asyncio.TimerHandle) else NotImplemented
 
 
+# The ready queue of a running loop is alive, so the garbage collector need not look at what is in it: handles, and the
+# contexts made for them, are untracked there. A hundred thousand callbacks would else be traversed again and again. Who
+# is known to others than the queue when it leaves it, or when the loop stops running, is tracked again.
+
+cdef inline void hide(Handle handle, bint context) noexcept:
+    PyObject_GC_UnTrack(<PyObject*> handle)
+    if context:
+        handle.hidden = True
+        PyObject_GC_UnTrack(<PyObject*> handle._context)
+
+
+cdef inline void show_context(Handle handle) noexcept:
+    # Also of a handle that will be gone: the context's own end expects it tracked.
+    if handle.hidden:
+        handle.hidden = False
+        PyObject_GC_Track(<PyObject*> handle._context)
+
+
+cdef inline void settle(Handle handle) noexcept:
+    if not PyObject_GC_IsTracked(handle):
+        PyObject_GC_Track(<PyObject*> handle)
+    show_context(handle)
+
+
 def _run_other(handle):
     # A handle of the standard library's own, as it makes them for signals.
     if not handle._cancelled:
@@ -197,13 +233,25 @@ cdef class Corked(Watcher):
 
 
 cdef class Callbacks(Watcher):
-    """The reader and the writer of one descriptor (add_reader, add_writer)."""
+    """The reader and the writer of one descriptor (add_reader, add_writer), and who waits for it (sock_recv and others).
+
+    For those who only wait it is watched ONESHOT, and stays here when they have gone: waiting again costs one system call
+    instead of two, and nothing is reported meanwhile.
+    """
 
     cdef Core core
     cdef Handle reader, writer
+    cdef list waiting               # futures for whom it is to become readable
 
     cdef int ready(self, uint32_t conditions) except -1:
-        cdef Handle handle = self.reader
+        cdef Handle handle
+        cdef list waiting = self.waiting
+        if waiting is not None and conditions & (READ | HANGUP | ERROR):
+            self.waiting = None
+            for future in waiting:
+                if not future.done():
+                    future.set_result(None)
+        handle = self.reader
         if handle is not None and conditions & (READ | HANGUP | ERROR):
             self.core.calls += 1
             self.core.execute(handle, handle._callback, handle._args, handle._context)
@@ -287,6 +335,8 @@ cdef class Core:
         handle._context = PyContext_CopyCurrent() if context is None else context
         if self._debug:
             handle._source_traceback = format_helpers.extract_stack(sys._getframe())
+        elif self.began:
+            hide(handle, context is None)
         self.push(handle)
         return handle
 
@@ -374,7 +424,11 @@ cdef class Core:
     # ---- descriptors ---------------------------------------------------------------------------------------------
 
     cdef int watch(self, Watcher watcher, int fd, uint32_t conditions) except -1:
+        cdef Watcher former
         self.check()
+        former = self.watches.of(fd)
+        if isinstance(former, Callbacks) and (<Callbacks> former).reader is None and (<Callbacks> former).writer is None:
+            self.watches.remove(former)         # left by who waited
         return self.watches.add(watcher, fd, conditions, 0)
 
     cdef int rewatch(self, Watcher watcher, uint32_t conditions) except -1:
@@ -426,7 +480,9 @@ cdef class Core:
         else:
             callbacks = <Callbacks> watcher
             # Also where nothing changes: the number may be a new descriptor's by now.
-            self.watches.modify(callbacks, callbacks.conditions | (WRITE if writing else READ), 0)
+            self.watches.modify(
+                callbacks, WRITE * (writing or callbacks.writer is not None) |
+                READ * (not writing or callbacks.reader is not None or callbacks.waiting is not None), 0)
         if writing:
             former = callbacks.writer
             callbacks.writer = handle
@@ -460,12 +516,41 @@ cdef class Core:
             callbacks.reader = None
         if former is None:
             return False
-        if callbacks.reader is None and callbacks.writer is None:
+        if callbacks.reader is None and callbacks.writer is None and callbacks.waiting is None:
             self.watches.remove(callbacks)
+        elif callbacks.reader is None and callbacks.writer is None:
+            self.watches.modify(callbacks, READ, ONESHOT)
         else:
-            self.watches.modify(callbacks, READ if writing else WRITE, 0)
+            self.watches.modify(
+                callbacks, WRITE * (callbacks.writer is not None) |
+                READ * (callbacks.reader is not None or callbacks.waiting is not None), 0)
         former.cancel()
         return True
+
+    def _readable(self, int fd):
+        """A future that is done when the descriptor is readable, or was. Whoever waits then tries, and may wait again."""
+        cdef Watcher watcher
+        cdef Callbacks callbacks
+        self.check()
+        watcher = self.watches.of(fd)
+        if watcher is None:
+            callbacks = Callbacks.__new__(Callbacks)
+            callbacks.core = self
+            self.watches.add(callbacks, fd, READ, ONESHOT)
+        elif not isinstance(watcher, Callbacks):
+            raise RuntimeError(f"File descriptor {fd} is used by transport {watcher!r}")
+        else:
+            callbacks = <Callbacks> watcher
+            if callbacks.reader is None and callbacks.writer is None:
+                self.watches.modify(callbacks, READ, ONESHOT)
+            elif not callbacks.conditions & READ:
+                self.watches.modify(callbacks, READ | WRITE, 0)
+        future = Future(loop=self)
+        if callbacks.waiting is None:
+            callbacks.waiting = [future]
+        else:
+            callbacks.waiting.append(future)
+        return future
 
     def _add_reader(self, fd, callback, *args):
         return self.set_reader(fd, callback, args, False)
@@ -485,8 +570,35 @@ cdef class Core:
         if watcher is None:
             return None
         if isinstance(watcher, Callbacks):
+            if (<Callbacks> watcher).reader is None and (<Callbacks> watcher).writer is None:
+                return None
             return watcher.conditions, ((<Callbacks> watcher).reader, (<Callbacks> watcher).writer)
         return watcher.conditions & (READ | WRITE), (None, None)
+
+    def _receive(self, sock, Py_ssize_t nbytes):
+        """What the socket has, at most `nbytes` bytes; or a future that is done when there may be something."""
+        cdef int fd, e
+        cdef Py_ssize_t got
+        if nbytes < 0:
+            raise ValueError("negative buffersize in recv")
+        if type(sock) is not Socket:
+            try:
+                return sock.recv(nbytes)
+            except (BlockingIOError, InterruptedError):
+                return self._until_readable(sock)
+        fd = sock.fileno()
+        data = PyBytes_FromStringAndSize(NULL, nbytes)
+        while True:
+            got = recv(fd, PyBytes_AS_STRING(data), nbytes, MSG_DONTWAIT)
+            if got >= 0:
+                return data if got == nbytes else PyBytes_FromStringAndSize(PyBytes_AS_STRING(data), got)
+            e = errno
+            if e == EAGAIN:
+                # Who has waited for it here before isn't a transport, and a transport drops what he left.
+                return self._readable(fd) if isinstance(self.watches.of(fd), Callbacks) else self._until_readable(sock)
+            if e != EINTR:
+                raise OSError(e, os.strerror(e))
+            PyErr_CheckSignals()
 
     cdef int flush_later(self, Corked corked) except -1:
         if not corked.corked:
@@ -515,6 +627,8 @@ cdef class Core:
     cdef int measured(self, object handle, object callback, tuple args, object context) except -1:
         cdef PyObject* result = NULL
         cdef double began = monotonic(), took
+        if type(handle) is Handle:
+            settle(handle)
         self._current_handle = handle
         try:
             if PyContext_Enter(context) >= 0:
@@ -542,6 +656,8 @@ cdef class Core:
 
     cdef int failed(self, object handle) except -1:
         """An exception is set: SystemExit and KeyboardInterrupt end the run, the handler gets all others."""
+        if type(handle) is Handle:
+            settle(handle)
         try:
             raised()
         except (SystemExit, KeyboardInterrupt):
@@ -568,6 +684,9 @@ cdef class Core:
             if self.head is None:
                 self.tail = None
             self.ready_count -= 1
+            show_context(handle)
+            if Py_REFCNT(handle) > 1:
+                settle(handle)
             if not handle._cancelled:
                 self.execute(handle, handle._callback, handle._args, handle._context)
         return 0
@@ -655,6 +774,7 @@ cdef class Core:
     def _run_once(self):
         """Turns until somebody calls stop(); the first one looks at the descriptors in any case."""
         cdef bint look = True
+        cdef Handle handle
         self.check()
         self.began = monotonic()
         try:
@@ -666,6 +786,10 @@ cdef class Core:
         finally:
             self.ran += monotonic() - self.began
             self.began = 0
+            handle = self.head
+            while handle is not None:
+                settle(handle)
+                handle = handle.next
             if self.corked:
                 self.flush_all()
 
@@ -711,6 +835,7 @@ cdef class Core:
             handle = self.head
             self.head = handle.next
             handle.next = None
+            settle(handle)
         self.tail = None
         self.ready_count = 0
         self.due = []

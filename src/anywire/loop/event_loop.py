@@ -12,6 +12,8 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import selectors
+import socket
+import ssl
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
@@ -109,6 +111,58 @@ class Loop(Core, SocketHooks, asyncio.SelectorEventLoop):
             return
         super().close()
         self._release()
+
+    # The standard loop reads in the callback that says it is readable: what came for a receive that is cancelled then
+    # is lost. Here the receive itself tries again, so a cancelled one has taken nothing.
+
+    async def sock_recv(self, sock: socket.socket, nbytes: int) -> bytes:
+        """Receive at most `nbytes` bytes; b"" at the end. A cancelled one has taken nothing."""
+        self._check_socket(sock)
+        while True:
+            got = self._receive(sock, nbytes)
+            if isinstance(got, bytes):
+                return got
+            await got
+
+    async def sock_recv_into(self, sock: socket.socket, buf: Any) -> int:
+        """Receive into a buffer. Returns how many bytes came, 0 at the end. A cancelled one has taken nothing."""
+        self._check_socket(sock)
+        while True:
+            try:
+                return sock.recv_into(buf)
+            except (BlockingIOError, InterruptedError):
+                await self._until_readable(sock)
+
+    async def sock_recvfrom(self, sock: socket.socket, bufsize: int) -> tuple[bytes, Any]:
+        """Receive a datagram of at most `bufsize` bytes, and its sender. A cancelled one has taken nothing."""
+        self._check_socket(sock)
+        while True:
+            try:
+                return sock.recvfrom(bufsize)
+            except (BlockingIOError, InterruptedError):
+                await self._until_readable(sock)
+
+    async def sock_recvfrom_into(self, sock: socket.socket, buf: Any, nbytes: int = 0) -> tuple[int, Any]:
+        """Receive a datagram into a buffer. Returns its size and its sender. A cancelled one has taken nothing."""
+        self._check_socket(sock)
+        if not nbytes:
+            nbytes = len(buf)
+        while True:
+            try:
+                return sock.recvfrom_into(buf, nbytes)
+            except (BlockingIOError, InterruptedError):
+                await self._until_readable(sock)
+
+    def _check_socket(self, sock: socket.socket) -> None:
+        if isinstance(sock, ssl.SSLSocket):
+            raise TypeError("Socket cannot be of type SSLSocket")
+        if self.get_debug() and sock.gettimeout() != 0:
+            raise ValueError("the socket must be non-blocking")
+
+    def _until_readable(self, sock: socket.socket) -> asyncio.Future[None]:
+        number = sock.fileno()
+        self._ensure_fd_no_transport(number)
+        return self._readable(number)
 
     def stats(self) -> LoopStats:
         """What it has done so far. From any thread."""

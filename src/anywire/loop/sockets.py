@@ -30,7 +30,10 @@ class SocketHooks(_Base):  # type: ignore[misc]
     def _make_socket_transport(
         self, sock: socket.socket, protocol: asyncio.BaseProtocol, waiter: asyncio.Future[Any] | None = None, *,
         extra: dict[str, Any] | None = None, server: Any = None,
-    ) -> StreamTransport:
+    ) -> Any:
+        if not issubclass(type(sock), socket.socket):
+            # Something that only says it is a socket, as tests have it.
+            return super()._make_socket_transport(sock, protocol, waiter, extra=extra, server=server)
         self._ensure_fd_no_transport(sock)
         return StreamTransport(self, self, sock, protocol, waiter, extra, server)
 
@@ -51,6 +54,10 @@ class SocketHooks(_Base):  # type: ignore[misc]
         backlog: int = 100, ssl_handshake_timeout: float | None = None, ssl_shutdown_timeout: float | None = None,
     ) -> None:
         self._check_closed()
+        if not issubclass(type(sock), socket.socket):
+            timeouts = (ssl_handshake_timeout, ssl_shutdown_timeout)
+            super()._start_serving(protocol_factory, sock, sslcontext, server, backlog, *timeouts)
+            return
         acceptor = Acceptor(self, self, protocol_factory, sock, server, backlog, sslcontext, ssl_handshake_timeout,
                             ssl_shutdown_timeout)
         acceptor.start()
