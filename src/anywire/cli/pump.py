@@ -20,7 +20,7 @@ from typing import Any
 from anywire.contract.errors import ChannelClosed, EndOfChannel, PeerLost, TimedOut, TooLarge, Unsupported
 
 INPUT, OUTPUT = 0, 1
-LOOK = 0.1              # seconds between looks at whether input has ended, on wires that can't say so
+LOOK = 0.1              # seconds between looks at what a wire does not wake us for
 
 
 class OutputGone(Exception):
@@ -146,7 +146,11 @@ class Pump:
             poll.register(endpoint.read_fd, select.POLLRDHUP)
         elif endpoint.read_fd >= 0 and endpoint.read_fd == endpoint.write_fd:
             poll.register(endpoint.read_fd, 0)
-        poll.poll()
+        # Shared memory says it in memory, and its socket ends only when the peer waits for us no longer.
+        wait = LOOK * 1000 if hasattr(endpoint, "takes_nothing") else None
+        while not poll.poll(wait):
+            if endpoint.takes_nothing:
+                return
 
     def _can(self, direction: str) -> bool:
         # Only byte wires have one-way ends; their descriptor of the missing direction is -1.
@@ -196,7 +200,9 @@ class Pump:
                 data = self._receive(wait)
             except EndOfChannel:
                 decoder = getattr(self.channel.endpoint, "decoder", None)
-                return decoder is not None and bool(decoder.closed)
+                if decoder is not None:
+                    return bool(decoder.closed)
+                return bool(getattr(self.channel.endpoint, "takes_nothing", False))
             except Unsupported:
                 return False                    # a one-way wire
             except TimedOut:

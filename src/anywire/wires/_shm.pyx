@@ -611,6 +611,11 @@ cdef class ShmEndpoint(ShmSender):
         self.publish()
         return 0
 
+    @property
+    def takes_nothing(self):
+        """Whether the peer closes, or has closed: it takes no more messages. Behind its end, that is known for certain."""
+        return self.out is not None and bool(aw_closed(self.out.ring.control))
+
     def finish_steps(self, timeout):
         """Generator: the end, after what was sent; and say that nothing is taken here any more."""
         cdef double end = time.monotonic() + timeout
