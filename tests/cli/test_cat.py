@@ -400,8 +400,8 @@ def test_a_listener_ends_with_its_client_although_its_input_is_open(address: str
                     assert server.stdout is not None and server.stdout.read(4) == b"data"
                     with pytest.raises(TimedOut):
                         channel.recv(timeout=0.1)           # takes in that it was confirmed
-                # Where an end is told, so is that nothing more is taken, and the listener closes too; elsewhere it ends only
-                # when the client has gone.
+                # Where an end is told, so is that nothing more is taken, and the listener closes too; elsewhere it
+                # ends only when the client has gone.
                 began = time.monotonic()
                 channel.close(timeout=PATIENCE if tells_loss(address) else 1)
                 assert time.monotonic() - began < PATIENCE / 2
