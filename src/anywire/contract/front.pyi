@@ -7,6 +7,7 @@ from typing import Any, Self, TypeVar
 from anywire.contract.driver import Driver
 from anywire.contract.endpoint import MessageEndpoint
 from anywire.contract.face import Face
+from anywire.engine._watches import Watcher
 
 _T = TypeVar("_T")
 
@@ -40,6 +41,8 @@ class ReceiveOperation(Operation): ...
 
 class SendOperation(Operation):
     def queue(self) -> object: ...
+
+class Watched(Watcher): ...
 
 class Front(Face):
     def __init__(self, end: MessageEndpoint, driver: Driver) -> None: ...

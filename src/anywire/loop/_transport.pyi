@@ -6,7 +6,7 @@ from typing import Any
 
 from anywire.loop._core import Core
 
-class SocketTransport(transports._FlowControlMixin, transports.Transport): ...
+class SocketTransport(transports._FlowControlMixin, transports.Transport): ...  # pyright: ignore[reportPrivateUsage]
 
 class StreamTransport(SocketTransport):
     def __init__(

@@ -433,12 +433,12 @@ cdef class LatestReader(BroadcastReader):
     cdef list told                 # what comes before the next message
     cdef object held               # the next message, if it was copied already
 
-    def begin(self, bytes sayings):
+    def begin(self, bytes greeting):
         """What is told: see SAYINGS."""
-        cdef Py_ssize_t n = len(sayings) // SAYINGS
-        BroadcastReader.begin(self, sayings[:n])
-        self.told_of_losses = sayings[n:n + n]
-        self.told_of_alikes = sayings[n + n:]
+        cdef Py_ssize_t n = len(greeting) // SAYINGS
+        BroadcastReader.begin(self, greeting[:n])
+        self.told_of_losses = greeting[n:n + n]
+        self.told_of_alikes = greeting[n + n:]
         self.told = []
 
     cdef object wait_to_join(self):
