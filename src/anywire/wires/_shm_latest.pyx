@@ -357,6 +357,8 @@ cdef class LatestBroadcast(Broadcast):
                          <const char*> words if unit >= 0 else p, AW_NUMBER + (16 if unit >= 0 else n))
         self.number += 1
         self.kept_bytes += n
+        if prefix is None:
+            return 0                             # the publisher's own word, its end: it displaces none of the last messages
         while self.number - self.oldest > 1 and (self.number - self.oldest > self.depth
                                                  or self.kept_bytes > self.depth_bytes):
             self.pass_oldest()
