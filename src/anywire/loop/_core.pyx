@@ -549,6 +549,8 @@ cdef class Core:
         if callbacks.waiting is None:
             callbacks.waiting = [future]
         else:
+            # Without those that were cancelled: the number may be one of a hundred sockets, none of them ever readable.
+            callbacks.waiting = [one for one in callbacks.waiting if not one.done()]
             callbacks.waiting.append(future)
         return future
 
