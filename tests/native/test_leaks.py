@@ -78,8 +78,8 @@ def test_nothing_is_left_of_hundreds_of_connections(wire: str, front: str, tmp_p
     cycles = int(CYCLES / SLOWER.get(wire, 1))
     found = leaking(address, front, cycles)
     if found:
-        # What fills up slowly (some tables of the interpreter do for hundreds of TLS handshakes) can look like a leak of
-        # so few. It doesn't of fifteen times as many, and a leak does.
+        # What fills up slowly (some tables of the interpreter do for hundreds of TLS handshakes) can look like a leak
+        # of so few. It doesn't of fifteen times as many, and a leak does.
         again = leaking(address, front, 15 * cycles, f"--ways={','.join(found)}")
         found = {way: grown for way, grown in again.items() if grown.keys() & found[way].keys()}
     if found:
