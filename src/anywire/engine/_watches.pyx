@@ -13,11 +13,11 @@ One object, one thread. Watchers are kept alive here while they are watched.
 """
 
 cimport cython
-from cpython.mem cimport PyMem_Free, PyMem_Realloc
+from cpython.mem cimport PyMem_Free
 from libc.errno cimport EBADF, EEXIST
 
 from anywire.engine.conditions cimport ERROR, HANGUP
-from anywire.engine.demultiplexers._base cimport aw_ready
+from anywire.engine.demultiplexers._base cimport aw_ready, with_room_for
 
 import errno
 
@@ -66,20 +66,12 @@ cdef class Watches:
         If the descriptor is found to be a new one under the number of one that was closed without being removed, the old
         watcher is forgotten: nothing can be reported to it any more.
         """
-        cdef int slot, i, more
-        cdef int* p
+        cdef int slot
         cdef Watcher former
         if watcher.slot >= 0:
             raise ValueError(f"this watcher watches descriptor {watcher.fd} already")
         if fd >= self.numbers:
-            more = max(fd + 1, 2 * self.numbers, 64)
-            p = <int*> PyMem_Realloc(self.slots, more * sizeof(int))
-            if p == NULL:
-                raise MemoryError
-            self.slots = p
-            for i in range(self.numbers, more):
-                p[i] = -1
-            self.numbers = more
+            self.slots = with_room_for(fd, self.slots, &self.numbers)
         slot = self.free.pop() if self.free else -1
         if slot < 0:
             slot = len(self.watchers)

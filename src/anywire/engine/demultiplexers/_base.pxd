@@ -26,5 +26,8 @@ cdef class Demultiplexer:
 
 
 cdef int64_t now_ns() noexcept nogil
+cdef int64_t deadline_after(int64_t timeout_ns) noexcept
+cdef void spend(int64_t deadline, int64_t* timeout_ns) noexcept
+cdef int* with_room_for(int fd, int* numbers, int* room) except NULL
 cdef int interrupted(int64_t deadline, int64_t* timeout_ns) except -1
 cdef int refuse(int e, str what) except -1

@@ -40,12 +40,34 @@ cdef int64_t now_ns() noexcept nogil:
     return <int64_t> t.tv_sec * 1000000000 + t.tv_nsec
 
 
+cdef int64_t deadline_after(int64_t timeout_ns) noexcept:
+    """When a time-out of more than 0 has passed; one of many years ends in many years."""
+    return now_ns() + timeout_ns if timeout_ns < (<int64_t> 1 << 61) else <int64_t> 1 << 62
+
+
+cdef void spend(int64_t deadline, int64_t* timeout_ns) noexcept:
+    """Leave what is left of the time until `deadline`; 0 and "for ever" stay so."""
+    if timeout_ns[0] > 0:
+        timeout_ns[0] = max(deadline - now_ns(), <int64_t> 0)
+
+
 cdef int interrupted(int64_t deadline, int64_t* timeout_ns) except -1:
     """After EINTR: Python's handlers run (and may raise), then the rest of the time is waited for."""
     PyErr_CheckSignals()
-    if timeout_ns[0] > 0:
-        timeout_ns[0] = max(deadline - now_ns(), <int64_t> 0)
+    spend(deadline, timeout_ns)
     return 0
+
+
+cdef int* with_room_for(int fd, int* numbers, int* room) except NULL:
+    """An array with a number for each descriptor, grown so that `fd` has its own; what is new is -1. `room`: its length."""
+    cdef int more = max(fd + 1, 2 * room[0], 64), i
+    cdef int* grown = <int*> PyMem_Realloc(numbers, more * sizeof(int))
+    if grown == NULL:
+        raise MemoryError
+    for i in range(room[0], more):
+        grown[i] = -1
+    room[0] = more
+    return grown
 
 
 cdef int refuse(int e, str what) except -1:

@@ -11,7 +11,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memset
 
 from anywire.engine.conditions cimport EDGE, ERROR, EXCLUSIVE, HANGUP, ONESHOT, PRIORITY, READ, READ_HANGUP, WRITE
-from anywire.engine.demultiplexers._base cimport Demultiplexer, interrupted, now_ns, refuse
+from anywire.engine.demultiplexers._base cimport Demultiplexer, deadline_after, interrupted, refuse
 
 from anywire.engine.conditions import Condition, Trigger
 
@@ -195,7 +195,7 @@ cdef class Epoll(Demultiplexer):
                 n = 0
         else:
             if timeout_ns > 0:
-                deadline = now_ns() + timeout_ns if timeout_ns < (<int64_t> 1 << 61) else <int64_t> 1 << 62
+                deadline = deadline_after(timeout_ns)
             while True:
                 self.waiting = True
                 with nogil:

@@ -11,7 +11,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from posix.time cimport timespec
 
 from anywire.engine.conditions cimport ERROR, HANGUP, ONESHOT, PRIORITY, READ, READ_HANGUP, WRITE
-from anywire.engine.demultiplexers._base cimport Demultiplexer, interrupted, now_ns, refuse
+from anywire.engine.demultiplexers._base cimport Demultiplexer, deadline_after, interrupted, refuse, spend, with_room_for
 
 from anywire.engine.conditions import Condition, Trigger
 
@@ -59,7 +59,7 @@ cdef class Poll(Demultiplexer):
         return self.places[fd] if 0 <= fd < self.numbers else -1
 
     cdef int make_room(self, int fd) except -1:
-        cdef int more, i
+        cdef int more
         cdef void* p
         if self.count == self.room:
             more = max(64, 2 * self.room)
@@ -74,14 +74,7 @@ cdef class Poll(Demultiplexer):
             self.reserve(more)
             self.room = more
         if fd >= self.numbers:
-            more = max(fd + 1, 2 * self.numbers, 64)
-            p = PyMem_Realloc(self.places, more * sizeof(int))
-            if p == NULL:
-                raise MemoryError
-            self.places = <int*> p
-            for i in range(self.numbers, more):
-                self.places[i] = -1
-            self.numbers = more
+            self.places = with_room_for(fd, self.places, &self.numbers)
         return 0
 
     cdef void put(self, int i, int fd, uint32_t conditions, uint32_t trigger, uint64_t token) noexcept:
@@ -185,7 +178,7 @@ cdef class Poll(Demultiplexer):
         cdef timespec t
         self.check_alone()
         if timeout_ns > 0:
-            deadline = now_ns() + timeout_ns if timeout_ns < (<int64_t> 1 << 61) else <int64_t> 1 << 62
+            deadline = deadline_after(timeout_ns)
         while True:
             t.tv_sec = timeout_ns // 1000000000
             t.tv_nsec = timeout_ns % 1000000000
@@ -203,10 +196,9 @@ cdef class Poll(Demultiplexer):
                 # Only what was closed has been "ready": that is no event.
                 if n or timeout_ns == 0:
                     return n
-                if timeout_ns > 0:
-                    timeout_ns = max(deadline - now_ns(), <int64_t> 0)
-                    if timeout_ns == 0:
-                        return 0
+                spend(deadline, &timeout_ns)
+                if timeout_ns == 0:
+                    return 0
                 continue
             if e != EINTR:
                 refuse(e, "poll")

@@ -9,7 +9,7 @@ from libc.errno cimport EBADF, EEXIST, EINTR, EINVAL, errno
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from anywire.engine.conditions cimport ERROR, HANGUP, ONESHOT, PRIORITY, READ, WRITE
-from anywire.engine.demultiplexers._base cimport Demultiplexer, interrupted, now_ns, refuse
+from anywire.engine.demultiplexers._base cimport Demultiplexer, deadline_after, interrupted, refuse, spend
 
 from anywire.engine.conditions import Condition, Trigger
 
@@ -143,7 +143,7 @@ cdef class Select(Demultiplexer):
         cdef timeval t
         self.check_alone()
         if timeout_ns > 0:
-            deadline = now_ns() + timeout_ns if timeout_ns < (<int64_t> 1 << 61) else <int64_t> 1 << 62
+            deadline = deadline_after(timeout_ns)
         while True:
             self.can_read = self.reading
             self.can_write = self.writing
@@ -167,8 +167,7 @@ cdef class Select(Demultiplexer):
             if n >= 0:
                 return self.collect(n)
             if e == EBADF and self.drop_closed():
-                if timeout_ns > 0:
-                    timeout_ns = max(deadline - now_ns(), <int64_t> 0)
+                spend(deadline, &timeout_ns)
                 continue
             if e != EINTR:
                 refuse(e, "select")
