@@ -1,8 +1,8 @@
 """Waiting in an event loop for descriptors that several tasks may wait for at a time.
 
-`add_reader` of a loop has room for one callback; here everybody who waits is woken, looks, and may wait again. Nothing is
-taken from the descriptor meanwhile, so a wait that is cancelled has lost nothing. On the loop's thread, `forget` excepted.
-What can go wrong: a descriptor that no loop can watch, such as a regular file's (PermissionError, as the loop gives it).
+`add_reader` of a loop has room for one callback; here everybody who waits is woken, looks, and may wait again. Nothing
+is taken from the descriptor meanwhile, so a wait that is cancelled has lost nothing. On the loop's thread, but for
+`forget`. What can go wrong: a descriptor that no loop can watch, as a regular file's (PermissionError from the loop).
 """
 
 from __future__ import annotations
