@@ -1,1 +1,71 @@
-"""What the wires need of the operating system: descriptors in flight, FIFOs."""
+"""The operating system's own primitives, complete, typed, awaitable; and what the wires need of it.
+
+The public names, loaded at their first use.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from anywire.ipc.commands import Command as Command
+    from anywire.ipc.commands import popen as popen
+    from anywire.ipc.descriptors import ClockSet as ClockSet
+    from anywire.ipc.descriptors import EventFd as EventFd
+    from anywire.ipc.descriptors import TimerFd as TimerFd
+    from anywire.ipc.descriptors import recv_fds as recv_fds
+    from anywire.ipc.descriptors import recv_fds_async as recv_fds_async
+    from anywire.ipc.descriptors import send_fds as send_fds
+    from anywire.ipc.descriptors import send_fds_async as send_fds_async
+    from anywire.ipc.fifos import Fifo as Fifo
+    from anywire.ipc.fifos import FifoReader as FifoReader
+    from anywire.ipc.pipes import Pipe as Pipe
+    from anywire.ipc.pipes import PipeReader as PipeReader
+    from anywire.ipc.pipes import PipeWriter as PipeWriter
+    from anywire.ipc.pipes import pipe as pipe
+    from anywire.ipc.process import Process as Process
+    from anywire.ipc.signals import SignalInfo as SignalInfo
+    from anywire.ipc.signals import SignalQueue as SignalQueue
+    from anywire.ipc.signals import sigqueue as sigqueue
+    from anywire.ipc.signals import sigtimedwait as sigtimedwait
+    from anywire.ipc.signals import sigtimedwait_async as sigtimedwait_async
+
+_HOME = {
+    "ClockSet": "descriptors",
+    "Command": "commands",
+    "EventFd": "descriptors",
+    "Fifo": "fifos",
+    "FifoReader": "fifos",
+    "Pipe": "pipes",
+    "PipeReader": "pipes",
+    "PipeWriter": "pipes",
+    "Process": "process",
+    "SignalInfo": "signals",
+    "SignalQueue": "signals",
+    "TimerFd": "descriptors",
+    "pipe": "pipes",
+    "popen": "commands",
+    "recv_fds": "descriptors",
+    "recv_fds_async": "descriptors",
+    "send_fds": "descriptors",
+    "send_fds_async": "descriptors",
+    "sigqueue": "signals",
+    "sigtimedwait": "signals",
+    "sigtimedwait_async": "signals",
+}
+
+__all__ = sorted(_HOME)  # noqa: PLE0605 # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOME.get(name)
+    if home is None:
+        raise AttributeError(f"module 'anywire.ipc' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"anywire.ipc.{home}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

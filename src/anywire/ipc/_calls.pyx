@@ -1,0 +1,209 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False
+"""System calls that the standard library lacks: queued signals, signalfd, timerfd, inotify, pidfd_getfd.
+
+Thin: numbers in, numbers out, an OSError with the object's name for what fails. Times are nanoseconds. Any thread; what can
+wait waits without the GIL. `signals`, `descriptors` and `inotify` make something of them.
+"""
+from libc.errno cimport EAGAIN, EINTR, ENOSPC, errno
+from libc.stdint cimport int64_t, uint32_t
+from libc.string cimport memset
+from posix.time cimport itimerspec, timespec
+from posix.types cimport pid_t
+import os
+
+from cpython.exc cimport PyErr_CheckSignals
+
+from anywire.ipc._system cimport as_timespec, deadline as deadline_of, fail, left
+
+cdef extern from *:
+    """
+    #ifndef _GNU_SOURCE
+    #define _GNU_SOURCE
+    #endif
+    #include <signal.h>
+    #include <string.h>
+    #include <sys/inotify.h>
+    #include <sys/signalfd.h>
+    #include <sys/syscall.h>
+    #include <sys/timerfd.h>
+    #include <unistd.h>
+    #ifndef SYS_pidfd_getfd
+    #define SYS_pidfd_getfd 438
+    #endif
+    static int anywire_sigqueue(pid_t pid, int number, int value) {
+        union sigval v;
+        v.sival_ptr = NULL;
+        v.sival_int = value;
+        return sigqueue(pid, number, v);
+    }
+    #ifndef SYS_pidfd_send_signal
+    #define SYS_pidfd_send_signal 424
+    #endif
+    static int anywire_pidfd_sigqueue(int pidfd, int number, int value) {
+        siginfo_t info;
+        memset(&info, 0, sizeof info);
+        info.si_signo = number;
+        info.si_code = SI_QUEUE;
+        info.si_pid = getpid();
+        info.si_uid = getuid();
+        info.si_value.sival_int = value;
+        return (int) syscall(SYS_pidfd_send_signal, pidfd, number, &info, 0u);
+    }
+    static int anywire_pidfd_getfd(int pidfd, int fd) { return (int) syscall(SYS_pidfd_getfd, pidfd, fd, 0u); }
+    struct anywire_told { int number, code, error, pid, uid, status, value; };
+    static int anywire_sigtimedwait(const sigset_t* set, const struct timespec* left, struct anywire_told* told) {
+        siginfo_t info;
+        int number = sigtimedwait(set, &info, left);
+        if (number >= 0) {
+            told->number = number;
+            told->code = info.si_code;
+            told->error = info.si_errno;
+            told->pid = info.si_pid;
+            told->uid = (int) info.si_uid;
+            told->status = number == SIGCHLD ? info.si_status : 0;
+            told->value = number == SIGCHLD ? 0 : info.si_value.sival_int;
+        }
+        return number;
+    }
+    """
+    ctypedef struct sigset_t:
+        pass
+    struct anywire_told:
+        int number, code, error, pid, uid, status, value
+    int anywire_sigqueue(pid_t pid, int number, int value) nogil
+    int anywire_pidfd_sigqueue(int pidfd, int number, int value) nogil
+    int anywire_pidfd_getfd(int pidfd, int fd) nogil
+    int anywire_sigtimedwait(const sigset_t* set, const timespec* left, anywire_told* told) nogil
+    int sigemptyset(sigset_t* set) nogil
+    int sigaddset(sigset_t* set, int number) nogil
+    int c_signalfd "signalfd"(int fd, const sigset_t* mask, int flags) nogil
+    int SFD_CLOEXEC, SFD_NONBLOCK
+    int c_timerfd_create "timerfd_create"(int clock, int flags) nogil
+    int c_timerfd_settime "timerfd_settime"(int fd, int flags, const itimerspec* new, itimerspec* old) nogil
+    int c_timerfd_gettime "timerfd_gettime"(int fd, itimerspec* now) nogil
+    int TFD_CLOEXEC, TFD_NONBLOCK
+    int inotify_init1(int flags) nogil
+    int c_inotify_add_watch "inotify_add_watch"(int fd, const char* path, uint32_t mask) nogil
+    int c_inotify_rm_watch "inotify_rm_watch"(int fd, int watch) nogil
+    int IN_CLOEXEC, IN_NONBLOCK
+
+
+cdef int fill(sigset_t* set, numbers) except -1:
+    cdef int number
+    sigemptyset(set)
+    for number in numbers:
+        if sigaddset(set, number) < 0:
+            raise ValueError(f"{number} is no signal's number")
+    return 0
+
+
+def sigqueue(pid_t pid, int pidfd, int number, int value):
+    """Send a signal with a 32-bit value (sigqueue(3)); by the pidfd unless that is -1."""
+    cdef int done = anywire_sigqueue(pid, number, value) if pidfd < 0 else anywire_pidfd_sigqueue(pidfd, number, value)
+    cdef int e = errno
+    if done < 0:
+        if e == EAGAIN:
+            fail(e, f"process {pid}", "as many signals wait for their receivers as this user may queue "
+                 "(RLIMIT_SIGPENDING): let them be taken, or raise it by `ulimit -i` and in /etc/security/limits.conf")
+        fail(e, f"process {pid}", f"signal {number}")
+
+
+def sigtimedwait(numbers, timeout):
+    """Take the next of these signals that is pending for this thread or process; None after `timeout` seconds.
+
+    The fields: number, code, errno, pid, uid, status (of SIGCHLD), value."""
+    cdef sigset_t set
+    cdef anywire_told told
+    cdef timespec t
+    cdef int64_t deadline = deadline_of(timeout)
+    cdef int64_t rest
+    cdef int found, e
+    fill(&set, numbers)
+    memset(&told, 0, sizeof(told))
+    while True:
+        with nogil:
+            rest = left(deadline)
+            if rest >= 0:
+                t = as_timespec(rest)
+            found = anywire_sigtimedwait(&set, &t if rest >= 0 else NULL, &told)
+            e = errno
+        if found >= 0:
+            return told.number, told.code, told.error, told.pid, <uint32_t> told.uid, told.status, told.value
+        if e == EAGAIN:
+            return None
+        if e != EINTR:
+            fail(e, None, "sigtimedwait")
+        PyErr_CheckSignals()
+
+
+def signalfd(int fd, numbers):
+    """A descriptor that these signals can be read from; with an fd of that kind, change which."""
+    cdef sigset_t set
+    cdef int made
+    fill(&set, numbers)
+    made = c_signalfd(fd, &set, SFD_CLOEXEC | SFD_NONBLOCK)
+    if made < 0:
+        fail(errno, None, "signalfd")
+    return made
+
+
+def timerfd_create(int clock):
+    """A timer's descriptor; `clock` is one of time.CLOCK_*."""
+    cdef int made = c_timerfd_create(clock, TFD_CLOEXEC | TFD_NONBLOCK)
+    if made < 0:
+        fail(errno, None, "timerfd_create")
+    return made
+
+
+def timerfd_settime(int fd, int flags, int64_t value, int64_t interval):
+    """Set it off: first at `value`, then every `interval`, both in nanoseconds; a value of 0 stops it."""
+    cdef itimerspec setting
+    setting.it_value = as_timespec(value)
+    setting.it_interval = as_timespec(interval)
+    if c_timerfd_settime(fd, flags, &setting, NULL) < 0:
+        fail(errno, None, "timerfd_settime")
+
+
+def timerfd_gettime(int fd):
+    """(nanoseconds until it expires next, 0 when it doesn't; the interval)."""
+    cdef itimerspec now
+    if c_timerfd_gettime(fd, &now) < 0:
+        fail(errno, None, "timerfd_gettime")
+    return (
+        <int64_t> now.it_value.tv_sec * 1000000000 + now.it_value.tv_nsec,
+        <int64_t> now.it_interval.tv_sec * 1000000000 + now.it_interval.tv_nsec,
+    )
+
+
+def pidfd_getfd(int pidfd, int fd):
+    """A copy of another process's descriptor, close-on-exec (pidfd_getfd(2)); it needs the right to trace that process."""
+    cdef int made = anywire_pidfd_getfd(pidfd, fd)
+    if made < 0:
+        fail(errno, None, "pidfd_getfd")
+    return made
+
+
+def inotify_init():
+    """A new inotify instance (inotify(7))."""
+    cdef int made = inotify_init1(IN_CLOEXEC | IN_NONBLOCK)
+    if made < 0:
+        fail(errno, None, "inotify_init1: the limit for a user's instances is in /proc/sys/fs/inotify/max_user_instances")
+    return made
+
+
+def inotify_add_watch(int fd, bytes path, uint32_t mask):
+    """Watch a file; the number by which its events come."""
+    cdef const char* name = path
+    cdef int watch, e
+    with nogil:
+        watch = c_inotify_add_watch(fd, name, mask)
+        e = errno
+    if watch < 0:
+        fail(e, os.fsdecode(path), None if e != ENOSPC else "the limit for a user's watches is in /proc/sys/fs/inotify/max_user_watches")
+    return watch
+
+
+def inotify_rm_watch(int fd, int watch):
+    """End a watch."""
+    if c_inotify_rm_watch(fd, watch) < 0:
+        fail(errno, None, "inotify_rm_watch")
