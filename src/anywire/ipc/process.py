@@ -1,14 +1,14 @@
 """`Process`: another process by its pidfd, a descriptor that never means a later process with the same number.
 
-    >>> import subprocess
+    >>> import os
     >>> from anywire.ipc import Process
-    >>> child = subprocess.Popen(["sleep", "60"])
-    >>> with Process(child.pid) as process:
+    >>> with Process(os.posix_spawnp("sleep", ["sleep", "60"], os.environ)) as process:
     ...     process.send_signal(9)
     ...     process.wait(timeout=5)
     -9
 
-Linux 5.3. Any thread. In a forked child it still means the same process, but only its parent is told how it ended.
+Linux 5.3. Any thread. `wait` takes a child's end as os.waitpid does: subprocess, asked for the same child later, finds
+none. In a forked child it still means the same process, but only its parent is told how it ended.
 """
 
 from __future__ import annotations

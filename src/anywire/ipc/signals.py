@@ -1,11 +1,8 @@
 """Signals: handlers, masks, values, and waiting for them as for messages (signal(7), sigqueue(3), signalfd(2)).
 
-    >>> import os, signal
-    >>> from anywire.ipc import SignalQueue, sigqueue
-    >>> with SignalQueue(signal.SIGRTMIN) as queue:
-    ...     sigqueue(os.getpid(), signal.SIGRTMIN, 42)
-    ...     queue.recv(timeout=5).value
-    42
+    with SignalQueue(signal.SIGTERM, signal.SIGRTMIN) as queue:
+        sigqueue(os.getpid(), signal.SIGRTMIN, 42)
+        queue.recv(timeout=5).value         # 42
 
 Real-time signals (SIGRTMIN to SIGRTMAX) queue: each is told, those of one number in the order they were sent, and lower
 numbers first. Of any other signal at most one waits; further ones are merged with it.
