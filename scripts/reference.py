@@ -152,7 +152,7 @@ def error_table(_: str) -> Iterator[str]:
 
 def counter_table(_: str) -> Iterator[str]:
     """The counters, with the meaning that the page's layout gives them."""
-    layout = (PAGES.parent / "design" / "counters.md").read_text(encoding="utf-8")
+    layout = (PAGES.parent / "design" / "counters.md").read_text(encoding="utf-8").partition("## Loop slot")[0]
     meanings = dict(re.findall(r"^\| \d+ \| \d+ \| `(\w+)` \| (.*?) ?\|$", layout, re.MULTILINE))
     yield "| counter | meaning |"
     yield "|---|---|"

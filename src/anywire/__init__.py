@@ -111,6 +111,8 @@ def __getattr__(name: str) -> Any:
     home = _HOME.get(name)
     if home is None:
         raise AttributeError(f"module 'anywire' has no attribute {name!r}")
+    if home == "anywire.loop":
+        importlib.import_module("anywire.contract.counters")        # so that loops are on the page of counters
     value = getattr(importlib.import_module(home), name)
     globals()[name] = value
     return value

@@ -19,6 +19,8 @@ from cpython.memoryview cimport PyMemoryView_FromMemory
 from libc.stdint cimport uint32_t, uint64_t, uintptr_t
 from libc.string cimport memcpy, memset
 
+from anywire.engine._figures cimport LOOP, offer
+
 from anywire.contract import counters_page
 from anywire.contract.counters_page import NoCounters, Page, Reader, Stats, open_page
 
@@ -231,10 +233,22 @@ cdef Slot* claim(unsigned int kind, bytes address) noexcept:
     return slot
 
 
+cdef void* _claim_figures(unsigned int kind, bytes address) noexcept:
+    """A slot for a loop or a connection of one, whose figures are others than those of the shared overflow slot."""
+    cdef Slot* slot = claim(kind, address)
+    if _shared(slot):
+        release(slot)
+        return NULL
+    return slot
+
+
+cdef void _release_figures(void* slot) noexcept:
+    release(<Slot*> slot)
+
+
 cdef void release(Slot* slot) noexcept:
-    """Give a slot back; what it counted goes on to the totals."""
+    """Give a slot back; what a channel, stream or listener counted goes on to the totals."""
     global _free
-    cdef Slot* totals
     cdef uint32_t generation
     if slot == NULL or _slots == NULL:
         return
@@ -243,7 +257,18 @@ cdef void release(Slot* slot) noexcept:
     if _shared(slot) or slot.state != USED:
         return
     _header.releases += 1
-    totals = &_slots[0]
+    if slot.kind < LOOP:
+        _add_to_totals(slot)
+    generation = slot.generation
+    anywire_store_state(&slot.state, FREE)
+    memset(slot, 0, sizeof(Slot))
+    slot.generation = generation
+    slot.next_free = _free
+    _free = slot - _slots
+
+
+cdef void _add_to_totals(const Slot* slot) noexcept:
+    cdef Slot* totals = &_slots[0]
     totals.messages_sent += slot.messages_sent
     totals.messages_received += slot.messages_received
     totals.bytes_sent += slot.bytes_sent
@@ -262,12 +287,9 @@ cdef void release(Slot* slot) noexcept:
     if slot.losses:
         totals.loss_code = slot.loss_code
         memcpy(totals.loss_text, slot.loss_text, sizeof(slot.loss_text))
-    generation = slot.generation
-    anywire_store_state(&slot.state, FREE)
-    memset(slot, 0, sizeof(Slot))
-    slot.generation = generation
-    slot.next_free = _free
-    _free = slot - _slots
+
+
+offer(_claim_figures, _release_figures)
 
 
 cdef void set_label(Slot* slot, bytes address) noexcept:

@@ -16,7 +16,9 @@ import fcntl
 import mmap
 import os
 import struct
-from dataclasses import dataclass, fields
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
 from types import TracebackType
 from typing import Self
 
@@ -24,13 +26,22 @@ NAME = "anywire-counters"
 MAGIC = b"anywctr\0"
 VERSION = 1
 
-TOTALS, OVERFLOW, CHANNEL, STREAM, LISTENER = 1, 2, 3, 4, 5
-KINDS = {TOTALS: "totals", OVERFLOW: "overflow", CHANNEL: "channel", STREAM: "stream", LISTENER: "listener"}
+TOTALS, OVERFLOW, CHANNEL, STREAM, LISTENER, LOOP, TRANSPORT = 1, 2, 3, 4, 5, 6, 7
+KINDS = {
+    TOTALS: "totals",
+    OVERFLOW: "overflow",
+    CHANNEL: "channel",
+    STREAM: "stream",
+    LISTENER: "listener",
+    LOOP: "loop",
+    TRANSPORT: "transport",
+}
 
 # Native byte order and the documented offsets: a page never leaves its host.
 HEADER = struct.Struct("@8sIIIIIIQQQQQIIQ")
-SLOT = struct.Struct("@IIIIQ16QQ32s64s")
-_IDENTITY = struct.Struct("@II")
+SLOT = struct.Struct("@IIIIQ16QQ32s64s")      # a loop's has the same shape
+_TRANSPORT_SLOT = struct.Struct("@IIIIQ6Q80xQ32s64s")
+_IDENTITY = struct.Struct("@III")              # a slot's state, generation and kind
 
 _F_GET_SEALS, _F_SEAL_SHRINK = 1034, 2
 
@@ -77,13 +88,92 @@ class Stats:
     generation: int = 0
 
 
-COUNTERS = tuple(field.name for field in fields(Stats))[3:19]
+COUNTERS = tuple(each.name for each in fields(Stats))[3:19]
 """The names of the sixteen 64-bit counters, in the order of the page."""
 
 
 @dataclass(frozen=True, slots=True)
+class LoopCounters:
+    """What one of anywire's event loops has done since it was made, and what it has to do.
+
+    `name`: of the thread that ran it last, and that thread's number in the kernel (gettid(2)). What ends in `_ns` is in
+    nanoseconds; moments are of CLOCK_MONOTONIC, 0 for none. `began_ns`: when its present run began; `ran_ns`: how long
+    it ran before that; `slept_ns`: how much of all that it had nothing to do; `asleep_ns`: since when it sleeps;
+    `looked_ns`: when it last looked at its descriptors, and stored all these; `read_ns`: when they were read here.
+    `turns`, `callbacks`, `polls` (looks while something was ready), `sleeps` and `wakeups` (sleeps that another thread
+    ended) count. `ready` callbacks, `timers` and `watched` descriptors are those of now, `ready_most` the most ever
+    ready. `slow`: callbacks that took `slow_callbacks` seconds or more; the last was `culprit`, for `slow_ns`. `index`
+    and `generation` together name the slot's owner.
+    """
+
+    name: str
+    opened_ns: int
+    began_ns: int
+    ran_ns: int
+    slept_ns: int
+    asleep_ns: int
+    looked_ns: int
+    turns: int
+    callbacks: int
+    polls: int
+    sleeps: int
+    wakeups: int
+    ready: int
+    ready_most: int
+    timers: int
+    watched: int
+    slow: int
+    slow_ns: int
+    culprit: str
+    read_ns: int = field(compare=False)
+    index: int
+    generation: int
+
+    @property
+    def seconds(self) -> float:
+        """How long it has run."""
+        return (self.ran_ns + (max(self.read_ns - self.began_ns, 0) if self.began_ns else 0)) / 1e9
+
+    @property
+    def utilisation(self) -> float:
+        """The share of its time in which it had something to do, 0 to 1."""
+        slept = self.slept_ns + (max(self.read_ns - self.asleep_ns, 0) if self.asleep_ns else 0)
+        return min(max(1 - slept / 1e9 / self.seconds, 0.0), 1.0) if self.seconds else 0.0
+
+    @property
+    def stuck(self) -> float:
+        """Seconds since it last looked at its descriptors, while it runs and doesn't sleep: something holds it up."""
+        return max(self.read_ns - self.looked_ns, 0) / 1e9 if self.began_ns and not self.asleep_ns else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class TransportCounters:
+    """What one TCP or Unix connection of a loop with `count_transports` has done since it was opened.
+
+    `address`: the peer's, its first 64 bytes, empty for a Unix socket without a name. `local`: this side's, its last 32
+    bytes. `queued`: bytes that wait for room in the kernel, `queued_most` the most. `reading_paused`, `writing_paused`:
+    the protocol wants no more now, and it was told to write no more; each with how often. `opened_ns`: CLOCK_MONOTONIC.
+    """
+
+    address: str
+    local: str
+    opened_ns: int
+    bytes_received: int
+    bytes_sent: int
+    queued: int
+    queued_most: int
+    reading_pauses: int
+    writing_pauses: int
+    reading_paused: bool
+    writing_paused: bool
+    index: int
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
 class Page:
-    """One reading of a process's page. `slots`: those in use, by index.
+    """One reading of a process's page. `slots`: the channels, streams and listeners, by index; `loops`: anywire's event
+    loops; `transports`: their TCP and Unix connections, where they count those.
 
     `connect_retries`: attempts to connect that failed and were made again, over the whole life of the process.
     """
@@ -99,6 +189,8 @@ class Page:
     totals: Stats
     overflow: Stats
     slots: tuple[Stats, ...]
+    loops: tuple[LoopCounters, ...] = ()
+    transports: tuple[TransportCounters, ...] = ()
 
     def sum(self, counter: str) -> int:
         """A counter over the whole life of the process: released, open and overflowed slots. `queue_high`: the most."""
@@ -113,6 +205,25 @@ def read_slot(memory: _MemoryLike, offset: int, index: int = 0) -> Stats:
     opened_and_counters = values[4:21]
     ends = (values[3], _text(values[22]), index, values[1])
     return Stats(*(kind, _text(values[23]), *opened_and_counters, *ends))
+
+
+def _read_loop(memory: _MemoryLike, offset: int, index: int) -> LoopCounters:
+    values = SLOT.unpack_from(memory, offset)
+    opened_and_figures = values[4:21]
+    ends = (_text(values[23]), time.clock_gettime_ns(time.CLOCK_MONOTONIC), index, values[1])
+    return LoopCounters(*(_text(values[22]), *opened_and_figures, *ends))
+
+
+def _read_transport(memory: _MemoryLike, offset: int, index: int) -> TransportCounters:
+    values = _TRANSPORT_SLOT.unpack_from(memory, offset)
+    ends = (bool(values[3] & 1), bool(values[3] & 2), index, values[1])
+    return TransportCounters(*(_text(values[13]), _text(values[12]), *values[4:11], *ends))
+
+
+_READERS: dict[int, Callable[[_MemoryLike, int, int], Stats | LoopCounters | TransportCounters]] = {
+    LOOP: _read_loop,
+    TRANSPORT: _read_transport,
+}
 
 
 def _text(raw: bytes) -> str:
@@ -135,11 +246,17 @@ def read_page(memory: _MemoryLike) -> Page:
     used = min(used, slot_count, (size - header_size) // slot_size)
     if used < 2:
         raise NoCounters("this counters page is not set up yet")
-    slots = []
+    slots: list[Stats] = []
+    loops: list[LoopCounters] = []
+    transports: list[TransportCounters] = []
     for index in range(2, used):
-        stats = _read_used(memory, header_size + index * slot_size, index)
-        if stats is not None:
-            slots.append(stats)
+        found = _read_used(memory, header_size + index * slot_size, index)
+        if isinstance(found, Stats):
+            slots.append(found)
+        elif isinstance(found, LoopCounters):
+            loops.append(found)
+        elif found is not None:
+            transports.append(found)
     return Page(
         pid,
         version,
@@ -152,16 +269,18 @@ def read_page(memory: _MemoryLike) -> Page:
         read_slot(memory, header_size, 0),
         read_slot(memory, header_size + slot_size, 1),
         tuple(slots),
+        tuple(loops),
+        tuple(transports),
     )
 
 
-def _read_used(memory: _MemoryLike, offset: int, index: int) -> Stats | None:
+def _read_used(memory: _MemoryLike, offset: int, index: int) -> Stats | LoopCounters | TransportCounters | None:
     # The owner may release the slot, and another claim it, while it is read: then look again rather than mix the two.
     for _ in range(3):
         before = _IDENTITY.unpack_from(memory, offset)
-        if not before[0]:
+        if not before[0] or before[2] not in KINDS:
             return None
-        stats = read_slot(memory, offset, index)
+        stats = _READERS.get(before[2], read_slot)(memory, offset, index)
         if _IDENTITY.unpack_from(memory, offset) == before:
             return stats
     return None
@@ -199,7 +318,7 @@ def open_page(pid: int) -> Reader:
     The page is found among its descriptors by the memfd's name, and taken only if it says that it is this process's: a
     child that is between fork and exec still holds its parent's.
     """
-    refusal = f"process {pid} has no counters page: it has opened no channel, stream or listener"
+    refusal = f"process {pid} has no counters page: it has no channel, stream, listener or event loop of anywire's"
     try:
         numbers = sorted(map(int, os.listdir(f"/proc/{pid}/fd")))
         own_numbers = _pid_in_namespaces(pid)

@@ -1,6 +1,7 @@
 # The core of the loop: what is done for each callback, timer and report. Loop is Core with the standard library's loop.
 from libc.stdint cimport uint32_t, uint64_t
 
+from anywire.engine._figures cimport Meter
 from anywire.engine._timers cimport Timer, TimerQueue
 from anywire.engine._wakeup cimport Wakeup
 from anywire.engine._watches cimport Watcher, Watches
@@ -52,6 +53,8 @@ cdef class Core:
     cdef uint64_t turns, calls, polls, sleeps
     cdef Py_ssize_t deepest         # largest number of callbacks ready at the start of a turn
     cdef double began, ran, slept   # when it began to run; seconds of running before that, and of sleeping in all
+    cdef Meter meter                # where others see all this
+    cdef bint count_transports      # each transport has a place of its own, too
     cdef public bint _closed
     cdef public bint _stopping
     cdef public bint _debug
@@ -71,6 +74,9 @@ cdef class Core:
 
     cdef int push(self, Handle handle) noexcept
     cdef int check(self) except -1
+    cdef void show(self, double now, double asleep) noexcept
+    cdef int note_slow(self, object culprit, double took) except -1
+    cdef int report_took(self, object protocol, object callback, str method, double took) except -1
     cdef int failed(self, object handle) except -1
     cdef int measured(self, object handle, object callback, tuple args, object context) except -1
     cdef int wake(self) except -1

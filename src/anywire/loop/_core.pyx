@@ -21,7 +21,9 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.object cimport PyObject
 from libc.errno cimport EAGAIN, EINTR, errno
+from libc.stdint cimport uint64_t
 
+from anywire.engine._figures cimport LoopFigures, Meter
 from anywire.engine._timers cimport monotonic
 from anywire.engine._wakeup cimport Wakeup, aw_drain, aw_wake
 from anywire.engine.conditions cimport ERROR, HANGUP, ONESHOT, READ, WRITE
@@ -30,6 +32,7 @@ from anywire.engine.demultiplexers._base cimport Demultiplexer
 import asyncio
 import os
 import sys
+import threading
 from asyncio import Future, Task, base_events, format_helpers
 from collections import deque
 from socket import socket as Socket
@@ -300,7 +303,7 @@ cdef class Core:
         self.slow_calls = deque(maxlen=NOTED)
         self.generation = _generation
 
-    def _open(self, Demultiplexer demultiplexer not None, double spin, double slow):
+    def _open(self, Demultiplexer demultiplexer not None, double spin, double slow, bint count_transports=False):
         """Called once, before anything else. Times in seconds; `slow` below 0: don't measure callbacks."""
         cdef Waker waker = Waker()
         self.watches = Watches(demultiplexer)
@@ -308,6 +311,8 @@ cdef class Core:
         self.watches.add(waker, self.wakeup.fileno(), READ, 0)
         self.spin = spin
         self.slow = slow
+        self.count_transports = count_transports
+        self.meter = Meter()
 
     # ---- the ready queue -----------------------------------------------------------------------------------------
 
@@ -642,11 +647,29 @@ cdef class Core:
                 drop(result)
             took = monotonic() - began
             if 0 <= self.slow <= took:
-                self.slow_calls.append((self.culprit(callback, args), took))
+                self.note_slow(self.culprit(callback, args), took)
             if self._debug and took >= self.slow_callback_duration:
                 base_events.logger.warning("Executing %s took %.3f seconds", base_events._format_handle(handle), took)
         finally:
             self._current_handle = None
+        return 0
+
+    cdef int note_slow(self, object culprit, double took) except -1:
+        self.slow_calls.append((culprit, took))
+        return self.meter.slow(culprit, took)
+
+    cdef int report_took(self, object protocol, object callback, str method, double took) except -1:
+        """A transport's report took so long: what it did was call `callback`, or if that is None a protocol's method."""
+        cdef bint slow = 0 <= self.slow <= took, long = self._debug and took >= self.slow_callback_duration
+        if slow or long:
+            if callback is not None:
+                culprit = self.culprit(callback, ())
+            else:
+                culprit = f"{type(protocol).__qualname__}.{method}"
+            if slow:
+                self.note_slow(culprit, took)
+            if long:
+                base_events.logger.warning("Executing %s took %.3f seconds", culprit, took)
         return 0
 
     def culprit(self, callback, args):
@@ -720,6 +743,7 @@ cdef class Core:
         """Sleep until a report, a timer or somebody ends it. Returns how many reports there are."""
         cdef int count = 0
         cdef double end
+        self.show(now, now)
         if self.spin > 0:
             end = now + self.spin
             while now < end:
@@ -751,10 +775,12 @@ cdef class Core:
             count = self.wait(now)
             self.looked = now = monotonic()
             self.slept += now - before
+            self.show(now, 0)
         elif look or now - self.looked >= LOOK:
             self.polls += 1
             count = self.watches.wait(0)
             self.looked = now
+            self.show(now, 0)
             PyErr_CheckSignals()
         self.turns += 1
         ready = self.ready_count
@@ -773,12 +799,36 @@ cdef class Core:
             self.run_due()
         return 0
 
+    cdef void show(self, double now, double asleep) noexcept:
+        """Bring the figures that others see up to date: with each look, so that callbacks pay nothing for it. `asleep`:
+        since when it sleeps, 0 if it doesn't."""
+        cdef LoopFigures* figures = self.meter.at
+        if figures == NULL:
+            return
+        figures.began_ns = <uint64_t> (self.began * 1e9)
+        figures.ran_ns = <uint64_t> (self.ran * 1e9)
+        figures.looked_ns = <uint64_t> (now * 1e9)
+        figures.asleep_ns = <uint64_t> (asleep * 1e9)
+        figures.slept_ns = <uint64_t> (self.slept * 1e9)
+        figures.turns = self.turns
+        figures.callbacks = self.calls
+        figures.polls = self.polls
+        figures.sleeps = self.sleeps
+        figures.wakeups = self.wakeup.c.written
+        figures.ready = self.ready_count
+        figures.ready_most = max(self.deepest, self.ready_count)
+        figures.timers = self.timers.size()
+        figures.watched = self.watches.count
+
     def _run_once(self):
         """Turns until somebody calls stop(); the first one looks at the descriptors in any case."""
         cdef bint look = True
+        cdef double now
         cdef Handle handle
         self.check()
         self.began = monotonic()
+        thread = threading.current_thread()
+        self.meter.called(f"{thread.name} {thread.native_id}")
         try:
             while True:
                 self.turn(look)
@@ -786,8 +836,10 @@ cdef class Core:
                 if self._stopping:
                     break
         finally:
-            self.ran += monotonic() - self.began
+            now = monotonic()
+            self.ran += now - self.began
             self.began = 0
+            self.show(now, 0)
             handle = self.head
             while handle is not None:
                 settle(handle)
@@ -847,6 +899,7 @@ cdef class Core:
             self.timers.take_out(self.timers.size() - 1)
         self.watches.close()
         self.wakeup.close()
+        self.meter.leave()
 
     def _figures(self):
         """For `Loop.stats`."""

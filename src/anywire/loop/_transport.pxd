@@ -1,5 +1,6 @@
 # The stream transport of a loop: what acceptor and streams need of it.
 from libc.stdint cimport uint32_t, uint64_t
+from anywire.engine._figures cimport TransportFigures
 from anywire.loop._core cimport Core, Corked
 from anywire.loop._outgoing cimport Outgoing
 from anywire.loop._socket_names cimport SocketName
@@ -29,11 +30,14 @@ cdef class StreamTransport(Corked):
     cdef bint adopted                    # the socket object is the caller's, who may close it behind our back
     cdef bint started, closing, paused, ended, eof_written, protocol_paused, held, reading
     cdef readonly uint64_t bytes_received, bytes_sent
+    cdef TransportFigures* figures       # where others see all this; NULL: nobody asked for that
 
+    cdef int show(self) noexcept
     cdef int open(self, object loop, Core core, int fd, object protocol, object waiter, object server) except -1
     cdef int take_protocol(self, object protocol) except -1
     cdef int arm(self) except -1
     cdef int usable(self) except -1
+    cdef int serve(self, uint32_t conditions) except -1
     cdef int read_ready(self) except -1
     cdef int read_plain(self) except -1
     cdef int read_buffered(self) except -1

@@ -23,6 +23,8 @@ from cpython.ref cimport Py_DECREF
 from libc.stdlib cimport realloc
 from libc.errno cimport EAGAIN, EBADF, EINTR, errno
 from libc.string cimport memset
+from anywire.engine._figures cimport READING_PAUSED, WRITING_PAUSED, claim_transport, release_figures
+from anywire.engine._timers cimport monotonic
 from anywire.engine.conditions cimport READ, WRITE
 from anywire.loop._core cimport BUDGET, Core, Corked
 from anywire.loop._outgoing cimport MOST_PIECES, Outgoing, iovec
@@ -169,6 +171,10 @@ cdef class StreamTransport(Corked):
             setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on))     # what is not TCP refuses, and need not have it
         if self.adopted:
             self.look_up_names()
+        if core.count_transports:
+            self.look_up_names()
+            self.figures = claim_transport(
+                None if self.local is None else self.local.get(), None if self.remote is None else self.remote.get())
         if server is not None:
             if SERVER_KNOWS_TRANSPORTS:
                 server._attach(self)
@@ -180,6 +186,7 @@ cdef class StreamTransport(Corked):
 
     def __dealloc__(self):
         unregister(self, self.sock_fd)
+        release_figures(self.figures)
         if self.file >= 0 and not self.adopted:          # __del__ has looked after those with a socket object
             c_close(self.file)
 
@@ -381,6 +388,9 @@ cdef class StreamTransport(Corked):
         if self.closing or self.paused:
             return
         self.paused = True
+        if self.figures != NULL:
+            self.figures.reading_pauses += 1
+            self.show()
         if self.loop.get_debug():
             logger.debug("%r pauses reading", self)
 
@@ -389,6 +399,8 @@ cdef class StreamTransport(Corked):
             return
         self.paused = False
         self.arm()
+        if self.figures != NULL:
+            self.show()
         if self.loop.get_debug():
             logger.debug("%r resumes reading", self)
 
@@ -418,7 +430,27 @@ cdef class StreamTransport(Corked):
         return 0
 
     cdef int ready(self, uint32_t conditions) except -1:
-        """What the loop calls when the descriptor is ready. A hang-up or an error counts as both, as in select(2)."""
+        """What the loop calls when the descriptor is ready."""
+        cdef double began
+        cdef ReadOperation operation
+        cdef bint reads
+        if self.core.slow < 0 and not self.core._debug:
+            return self.serve(conditions)
+        protocol, callback, reads = self.protocol, None, bool(conditions & ~<uint32_t> WRITE)
+        if reads and self.kind == STREAM:
+            reader = self.stream_reader()
+            operation = waiting_in(reader) if reader is not None else None
+            if operation is not None:
+                callback = operation.waiter.callback
+        method = ("buffer_updated" if self.kind == BUFFERED else "data_received") if reads else "resume_writing"
+        began = monotonic()
+        try:
+            return self.serve(conditions)
+        finally:
+            self.core.report_took(protocol, callback, method, monotonic() - began)
+
+    cdef int serve(self, uint32_t conditions) except -1:
+        """A hang-up or an error counts as both, as in select(2)."""
         cdef bint wanted = False
         if conditions & ~<uint32_t> WRITE:
             if not (self.closing or self.paused or self.ended):
@@ -479,6 +511,8 @@ cdef class StreamTransport(Corked):
             if got <= 0:
                 return self.no_input(got, e)
             self.bytes_received += got
+            if self.figures != NULL:
+                self.show()
             total += got
             # Twice of what filled the room is asked for next; a read below a quarter of it shrinks it again.
             if got == asked:
@@ -521,6 +555,8 @@ cdef class StreamTransport(Corked):
             if got <= 0:
                 return self.no_input(got, e)
             self.bytes_received += got
+            if self.figures != NULL:
+                self.show()
             total += got
             try:
                 self.protocol.buffer_updated(got)
@@ -558,6 +594,8 @@ cdef class StreamTransport(Corked):
             if got <= 0:
                 return self.no_input(got, e)
             self.bytes_received += got
+            if self.figures != NULL:
+                self.show()
             total += got
             self.appetite = BUDGET if got >= SCRATCH >> 2 else SCRATCH
             try:
@@ -662,6 +700,8 @@ cdef class StreamTransport(Corked):
                     return self.fatal(failure(errno), "Fatal write error on socket transport")
                 sent = 0
             self.bytes_sent += sent
+            if self.figures != NULL:
+                self.show()
             if <size_t> sent == size:
                 return 0
             out.keep(data, start + sent, size - sent)
@@ -732,6 +772,8 @@ cdef class StreamTransport(Corked):
             out.advance(sent)
             if <size_t> sent < offered:
                 break
+        if self.figures != NULL:
+            self.show()
         if self.protocol_paused:
             self.resume_protocol()                     # may write more
         if self.conn_lost:
@@ -835,12 +877,28 @@ cdef class StreamTransport(Corked):
             self.send_held()
         self.pause_protocol()
 
+    cdef int show(self) noexcept:
+        """Bring the figures that others see up to date, where there are such."""
+        cdef size_t queued = self.outgoing.total if self.outgoing is not None else 0
+        self.figures.bytes_received = self.bytes_received
+        self.figures.bytes_sent = self.bytes_sent
+        self.figures.queued = queued
+        if queued > self.figures.queued_most:
+            self.figures.queued_most = queued
+        self.figures.paused = READING_PAUSED * self.paused | WRITING_PAUSED * self.protocol_paused
+        return 0
+
     cdef int pause_protocol(self) except -1:
+        if self.figures != NULL:
+            self.show()
         if self.protocol_paused or self.outgoing is None or self.outgoing.total <= <size_t> self.high_water:
             return 0
         if self.conn_lost:
             return 0
         self.protocol_paused = True
+        if self.figures != NULL:
+            self.figures.writing_pauses += 1
+            self.show()
         try:
             self.protocol.pause_writing()
         except (SystemExit, KeyboardInterrupt):
@@ -853,6 +911,8 @@ cdef class StreamTransport(Corked):
         if self.outgoing.total > <size_t> self.low_water:
             return 0
         self.protocol_paused = False
+        if self.figures != NULL:
+            self.show()
         try:
             self.protocol.resume_writing()
         except (SystemExit, KeyboardInterrupt):
@@ -925,6 +985,8 @@ cdef class StreamTransport(Corked):
         self.core.unwatch(self)
         self.file = -1
         unregister(self, fd)
+        release_figures(self.figures)
+        self.figures = NULL
         if self.sock is not None:
             self.sock.close()
             self.sock = None

@@ -85,6 +85,8 @@ class Loop(Core, SocketHooks, asyncio.SelectorEventLoop):
             some microseconds sooner, for a CPU that is always busy.
         slow_callbacks: seconds from which a callback is noted in `stats().slow`. None measures none, and costs nothing.
         demultiplexer: how it waits for descriptors: "epoll", "poll" or "select".
+        count_transports: show each of its TCP and Unix connections on the process's page of counters. The loop is there
+            in any case.
 
     Raises:
         ValueError: a number below 0, or an unknown demultiplexer.
@@ -93,12 +95,14 @@ class Loop(Core, SocketHooks, asyncio.SelectorEventLoop):
 
     def __init__(
         self, *, busy_poll: float = 0, slow_callbacks: float | None = None, demultiplexer: str = "epoll",
+        count_transports: bool = False,
     ) -> None:
         if not busy_poll >= 0:
             raise ValueError(f"busy_poll is a number of microseconds, not {busy_poll!r}")
         if slow_callbacks is not None and not slow_callbacks >= 0:
             raise ValueError(f"slow_callbacks is a number of seconds, or None to measure none; not {slow_callbacks!r}")
-        self._open(by_name(demultiplexer), busy_poll / 1e6, -1 if slow_callbacks is None else slow_callbacks)
+        slow = -1 if slow_callbacks is None else slow_callbacks
+        self._open(by_name(demultiplexer), busy_poll / 1e6, slow, count_transports)
         selector: Any = _Selector(self)
         super().__init__(selector)
 
@@ -171,21 +175,29 @@ class Loop(Core, SocketHooks, asyncio.SelectorEventLoop):
 
 def new_event_loop(
     *, busy_poll: float = 0, slow_callbacks: float | None = None, demultiplexer: str = "epoll",
+    count_transports: bool = False,
 ) -> Loop:
     """A new `Loop`; for `asyncio.Runner(loop_factory=anywire.new_event_loop)` and others that want a factory."""
-    return Loop(busy_poll=busy_poll, slow_callbacks=slow_callbacks, demultiplexer=demultiplexer)
+    return Loop(busy_poll=busy_poll, slow_callbacks=slow_callbacks, demultiplexer=demultiplexer,
+                count_transports=count_transports)
 
 
-def run(main: Coroutine[Any, Any, T], *, debug: bool | None = None, busy_poll: float = 0) -> T:
+def run(
+    main: Coroutine[Any, Any, T], *, debug: bool | None = None, busy_poll: float = 0,
+    slow_callbacks: float | None = None, count_transports: bool = False,
+) -> T:
     """Run a coroutine on a new `Loop` and return its result; otherwise asyncio.run().
 
     Args:
         main: the coroutine.
         debug: asyncio's debug mode; None leaves it to PYTHONASYNCIODEBUG and -X dev.
-        busy_poll: see `Loop`.
+        busy_poll, slow_callbacks, count_transports: see `Loop`.
 
     Raises:
         RuntimeError: a loop runs in this thread already.
     """
-    with asyncio.Runner(debug=debug, loop_factory=lambda: new_event_loop(busy_poll=busy_poll)) as runner:
+    def make() -> Loop:
+        return new_event_loop(busy_poll=busy_poll, slow_callbacks=slow_callbacks, count_transports=count_transports)
+
+    with asyncio.Runner(debug=debug, loop_factory=make) as runner:
         return runner.run(main)
