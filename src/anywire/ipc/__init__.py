@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from anywire.ipc.pipes import PipeWriter as PipeWriter
     from anywire.ipc.pipes import pipe as pipe
     from anywire.ipc.process import Process as Process
+    from anywire.ipc.semaphore import Semaphore as Semaphore
     from anywire.ipc.signals import SignalInfo as SignalInfo
     from anywire.ipc.signals import SignalQueue as SignalQueue
     from anywire.ipc.signals import sigqueue as sigqueue
@@ -41,6 +42,7 @@ _HOME = {
     "PipeReader": "pipes",
     "PipeWriter": "pipes",
     "Process": "process",
+    "Semaphore": "semaphore",
     "SignalInfo": "signals",
     "SignalQueue": "signals",
     "TimerFd": "descriptors",

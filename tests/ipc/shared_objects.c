@@ -1,0 +1,62 @@
+/* The other side of the tests of anywire.ipc: the C library's own calls on the same objects. What is asked is argv[1]. */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <semaphore.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+static void must(int good, const char *what) {
+    if (!good) {
+        perror(what);
+        exit(1);
+    }
+}
+
+static char *memory(const char *name) {
+    struct stat status;
+    int fd = shm_open(name, O_RDWR, 0);
+    must(fd >= 0 && !fstat(fd, &status), name);
+    char *at = mmap(NULL, (size_t)status.st_size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    must(at != MAP_FAILED, "mmap");
+    close(fd);
+    return at;
+}
+
+/* Take a unit of one, give one to the other. */
+static int answer(sem_t *from, sem_t *to, int count) {
+    while (count--) {
+        must(!sem_wait(from), "sem_wait");
+        must(!sem_post(to), "sem_post");
+    }
+    return 0;
+}
+
+int main(int count, char **a) {
+    const char *what = count > 1 ? a[1] : "";
+    if (!strcmp(what, "answer-named") && count == 5) {
+        sem_t *from = sem_open(a[2], 0), *to = sem_open(a[3], 0);
+        must(from != SEM_FAILED && to != SEM_FAILED, "sem_open");
+        return answer(from, to, atoi(a[4]));
+    }
+    if (!strcmp(what, "answer-placed") && count == 6) {
+        char *at = memory(a[2]);
+        return answer((sem_t *)(at + atoi(a[3])), (sem_t *)(at + atoi(a[4])), atoi(a[5]));
+    }
+    if (!strcmp(what, "make-named") && count == 4) {
+        must(sem_open(a[2], O_CREAT | O_EXCL, 0600, (unsigned)atoi(a[3])) != SEM_FAILED, "sem_open");
+        return 0;
+    }
+    if (!strcmp(what, "make-placed") && count == 5) {
+        must(!sem_init((sem_t *)(memory(a[2]) + atoi(a[3])), 1, (unsigned)atoi(a[4])), "sem_init");
+        return 0;
+    }
+    if (!strcmp(what, "size-of-sem_t"))
+        return printf("%zu\n", sizeof(sem_t)) < 0;
+    fprintf(stderr, "shared_objects: %s?\n", what);
+    return 2;
+}
