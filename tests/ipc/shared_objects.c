@@ -55,6 +55,22 @@ int main(int count, char **a) {
         must(!sem_init((sem_t *)(memory(a[2]) + atoi(a[3])), 1, (unsigned)atoi(a[4])), "sem_init");
         return 0;
     }
+    if (!strcmp(what, "turn-round") && count == 3) {
+        struct stat status;
+        char *at = memory(a[2]), first = at[0];
+        at[0] = at[1];
+        at[1] = first;
+        must(!fstat(shm_open(a[2], O_RDONLY, 0), &status), "fstat");
+        return printf("%ld\n", (long)status.st_size) < 0;
+    }
+    if (!strcmp(what, "make-memory") && count == 4) {
+        int fd = shm_open(a[2], O_RDWR | O_CREAT | O_EXCL, 0600);
+        must(fd >= 0 && !ftruncate(fd, atoi(a[3])), a[2]);
+        char *at = memory(a[2]);
+        for (int i = 0; i < atoi(a[3]); i++)
+            at[i] = (char)i;
+        return 0;
+    }
     if (!strcmp(what, "size-of-sem_t"))
         return printf("%zu\n", sizeof(sem_t)) < 0;
     fprintf(stderr, "shared_objects: %s?\n", what);

@@ -533,7 +533,7 @@ def test_a_cancelled_wait_that_had_won_gives_back(semaphore: Semaphore, helpers:
 
 
 def test_cancelled_waits_lose_no_wake_up(name: str, helpers: str) -> None:
-    """Tasks that are cancelled at all moments, while others and threads take and give: no unit is missing at the end."""
+    """Tasks that are cancelled at all moments, while others and threads take and give: no unit is missing then."""
     semaphore = Semaphore.create(name, 3)
     stop = threading.Event()
     taken = 0

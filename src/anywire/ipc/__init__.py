@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from anywire.ipc.pipes import pipe as pipe
     from anywire.ipc.process import Process as Process
     from anywire.ipc.semaphore import Semaphore as Semaphore
+    from anywire.ipc.shared_memory import SharedMemory as SharedMemory
     from anywire.ipc.signals import SignalInfo as SignalInfo
     from anywire.ipc.signals import SignalQueue as SignalQueue
     from anywire.ipc.signals import sigqueue as sigqueue
@@ -43,6 +44,7 @@ _HOME = {
     "PipeWriter": "pipes",
     "Process": "process",
     "Semaphore": "semaphore",
+    "SharedMemory": "shared_memory",
     "SignalInfo": "signals",
     "SignalQueue": "signals",
     "TimerFd": "descriptors",
