@@ -9,6 +9,14 @@ cdef enum:
     PLAIN = 0                # kinds of protocol: data_received(bytes)
     BUFFERED = 1             # get_buffer, buffer_updated
     STREAM = 2               # the standard library's StreamReaderProtocol: its StreamReader is fed directly
+    LAYERED = 3              # a native layer (TLS) that has all bytes first
+
+
+# What stands between a transport and its protocol, natively, and keeps what it writes in room of its own.
+cdef class Layer:
+    cdef int received(self, const char* start, Py_ssize_t size) except -1    # what came; the room is the caller's
+    cdef int spill(self) except -1                                           # give the transport what was held back
+    cdef object above(self)                                                  # the application's protocol
 
 
 cdef class StreamTransport(Corked):
@@ -18,6 +26,7 @@ cdef class StreamTransport(Corked):
     cdef object sock                     # the Python socket object: given, or made when somebody asks
     cdef object empty_waiter             # sendfile waits with it until all is written
     cdef object stream_reader             # STREAM: the protocol's weak reference to the StreamReader
+    cdef Layer layer                     # LAYERED: what gets and holds the bytes
     cdef Outgoing outgoing
     cdef SocketName local, remote
     cdef int sock_fd                     # stays what it was, for repr; `file` is -1 when closed
@@ -42,9 +51,12 @@ cdef class StreamTransport(Corked):
     cdef int read_plain(self) except -1
     cdef int read_buffered(self) except -1
     cdef int read_stream(self) except -1
+    cdef int read_layered(self) except -1
+    cdef int put_layer(self, Layer layer) except -1
     cdef int end_of_input(self) except -1
     cdef int put(self, object data) except -1
     cdef int push(self, object data, const char* start, size_t size) except -1
+    cdef int send_or_queue(self, object data, const char* start, size_t size) except -1
     cdef bint wait_a_little(self, size_t size) noexcept
     cdef int hold(self) except -1
     cdef int send_held(self) except -1

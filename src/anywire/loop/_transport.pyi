@@ -8,6 +8,8 @@ from anywire.loop._core import Core
 
 class SocketTransport(transports._FlowControlMixin, transports.Transport): ...  # pyright: ignore[reportPrivateUsage]
 
+class Layer: ...
+
 class StreamTransport(SocketTransport):
     def __init__(
         self,

@@ -20,7 +20,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_Check, PyBytes_FromStringA
 from cpython.exc cimport PyErr_SetFromErrno
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF
-from libc.stdlib cimport realloc
+from libc.stdlib cimport free, malloc, realloc
 from libc.errno cimport EAGAIN, EBADF, EINTR, errno
 from libc.string cimport memset
 from anywire.engine._figures cimport READING_PAUSED, WRITING_PAUSED, claim_transport, release_figures
@@ -131,12 +131,51 @@ def owner_of(fd):
     return transport_of(fd)
 
 
+cdef char layers_room[BUDGET]
+cdef bint room_is_lent = False
+
+
+cdef char* borrow() except NULL:
+    """Room for BUDGET bytes: the one of this module, or, while a loop of another thread has that, memory."""
+    global room_is_lent
+    cdef char* room
+    if not room_is_lent:
+        room_is_lent = True
+        return layers_room
+    room = <char*> malloc(BUDGET)
+    if room == NULL:
+        raise MemoryError()
+    return room
+
+
+cdef int give_back(char* room) noexcept:
+    global room_is_lent
+    if room == layers_room:
+        room_is_lent = False
+    else:
+        free(room)
+    return 0
+
+
 cdef inline object failure(int e):
     set_errno(e)
     try:
         PyErr_SetFromErrno(OSError)
     except OSError as error:
         return error
+
+
+cdef class Layer:
+    """What stands between a transport and its protocol: it gets what comes, and holds back what it writes."""
+
+    cdef int received(self, const char* start, Py_ssize_t size) except -1:
+        return 0
+
+    cdef int spill(self) except -1:
+        return 0
+
+    cdef object above(self):
+        return None
 
 
 cdef class StreamTransport(Corked):
@@ -370,8 +409,10 @@ cdef class StreamTransport(Corked):
         self.take_protocol(protocol)
 
     cdef int take_protocol(self, object protocol) except -1:
+        if self.layer is not None and self.held:
+            self.send_held()
         self.protocol = protocol
-        self.stream_reader = None
+        self.stream_reader = self.layer = None
         self.kind = PLAIN
         if isinstance(protocol, asyncio.BufferedProtocol):
             self.kind = BUFFERED
@@ -379,6 +420,12 @@ cdef class StreamTransport(Corked):
             self.stream_reader = stream_of(protocol)
             if self.stream_reader is not None:
                 self.kind = STREAM
+        return 0
+
+    cdef int put_layer(self, Layer layer) except -1:
+        """Give what comes to the layer, until another protocol is set."""
+        self.layer = layer
+        self.kind = LAYERED
         return 0
 
     # ---- reading ---------------------------------------------------------------------------------------------------
@@ -437,6 +484,8 @@ cdef class StreamTransport(Corked):
         if self.core.slow < 0 and not self.core._debug:
             return self.serve(conditions)
         protocol, callback, reads = self.protocol, None, bool(conditions & ~<uint32_t> WRITE)
+        if self.kind == LAYERED:
+            protocol = self.layer.above()
         if reads and self.kind == STREAM:
             reader = self.stream_reader()
             operation = waiting_in(reader) if reader is not None else None
@@ -486,6 +535,8 @@ cdef class StreamTransport(Corked):
             return self.read_plain()
         if self.kind == STREAM:
             return self.read_stream()
+        if self.kind == LAYERED:
+            return self.read_layered()
         return self.read_buffered()
 
     cdef int read_plain(self) except -1:
@@ -614,6 +665,29 @@ cdef class StreamTransport(Corked):
             if got < asked or total >= BUDGET or self.kind != STREAM or self.closing or self.paused or self.file < 0:
                 return 0
 
+    cdef int read_layered(self) except -1:
+        """One receive a turn, as large as a turn may be. What runs meanwhile may read elsewhere: the room is borrowed."""
+        cdef char* room = borrow()
+        cdef Py_ssize_t got
+        cdef int e
+        try:
+            got = recv(self.file, room, BUDGET, MSG_DONTWAIT)
+            e = errno
+            if got <= 0:
+                return self.no_input(got, e)
+            self.bytes_received += got
+            if self.figures != NULL:
+                self.show()
+            try:
+                self.layer.received(room, got)
+            except (SystemExit, KeyboardInterrupt):
+                raise
+            except BaseException as error:
+                return self.fatal(error, "Fatal error: protocol.buffer_updated() call failed.")
+        finally:
+            give_back(room)
+        return 0
+
     cdef int no_input(self, Py_ssize_t got, int e) except -1:
         if got == 0:
             return self.end_of_input()
@@ -676,8 +750,7 @@ cdef class StreamTransport(Corked):
         return 0
 
     cdef int push(self, object data, const char* start, size_t size) except -1:
-        """Send or queue `size` > 0 bytes at `start` in `data`."""
-        cdef ssize_t sent
+        """Send or queue `size` > 0 bytes at `start` in `data`, or hold them back a little."""
         cdef Outgoing out = self.outgoing
         if out is None:
             out = self.outgoing = Outgoing.__new__(Outgoing)
@@ -689,6 +762,19 @@ cdef class StreamTransport(Corked):
                     self.send_held()
                     return self.pause_protocol()
                 return 0
+            return self.send_or_queue(data, start, size)
+        out.keep(data, start, size)
+        if self.held and (out.total >= LARGE or out.total > <size_t> self.high_water):
+            self.send_held()
+        return self.pause_protocol()
+
+    cdef int send_or_queue(self, object data, const char* start, size_t size) except -1:
+        """Send `size` > 0 bytes now, and queue what the kernel does not take. Without `data` what is queued is a copy."""
+        cdef ssize_t sent
+        cdef Outgoing out = self.outgoing
+        if out is None:
+            out = self.outgoing = Outgoing.__new__(Outgoing)
+        if out.total == 0:
             if self.adopted:
                 try:
                     self.usable()
@@ -704,12 +790,10 @@ cdef class StreamTransport(Corked):
                 self.show()
             if <size_t> sent == size:
                 return 0
-            out.keep(data, start + sent, size - sent)
-            self.arm()
-        else:
-            out.keep(data, start, size)
-            if self.held and (out.total >= LARGE or out.total > <size_t> self.high_water):
-                self.send_held()
+            start += sent
+            size -= sent
+        out.keep(data, start, size)
+        self.arm()
         return self.pause_protocol()
 
     cdef bint wait_a_little(self, size_t size) noexcept:
@@ -724,8 +808,11 @@ cdef class StreamTransport(Corked):
     cdef int send_held(self) except -1:
         if not self.held:
             return 0
+        cdef bint waiting = self.outgoing is not None and self.outgoing.total > 0
         self.held = False
-        if self.conn_lost or self.outgoing.total == 0:
+        if self.layer is not None:
+            self.layer.spill()
+        if self.conn_lost or not waiting:
             return 0
         return self.send_waiting()
 
@@ -873,7 +960,7 @@ cdef class StreamTransport(Corked):
             raise ValueError(f"high ({high!r}) must be >= low ({low!r}) must be >= 0")
         self.high_water = min(high, sys.maxsize)
         self.low_water = min(low, sys.maxsize)
-        if self.held and self.outgoing.total > <size_t> self.high_water:
+        if self.held and self.outgoing is not None and self.outgoing.total > <size_t> self.high_water:
             self.send_held()
         self.pause_protocol()
 
@@ -993,7 +1080,7 @@ cdef class StreamTransport(Corked):
         else:
             c_close(fd)
         self.protocol = None
-        self.stream_reader = None
+        self.stream_reader = self.layer = None
         self.loop = None
         if self.outgoing is not None:
             self.outgoing.clear()

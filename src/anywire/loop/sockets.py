@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from asyncio import sslproto
+import ssl
 from typing import TYPE_CHECKING, Any
 
 from anywire.loop._acceptor import Acceptor
+from anywire.loop._tls import tls_protocol
 from anywire.loop._transport import StreamTransport, owner_of
 
 if TYPE_CHECKING:
@@ -43,10 +44,32 @@ class SocketHooks(_Base):  # type: ignore[misc]
         extra: dict[str, Any] | None = None, server: Any = None, **timeouts: float | None,
     ) -> Any:
         self._ensure_fd_no_transport(rawsock)
-        make: Any = sslproto.SSLProtocol
-        tls = make(
-            self, protocol, sslcontext, waiter, server_side, server_hostname, **timeouts)
+        tls: Any = tls_protocol(self, protocol, sslcontext, waiter, server_side, server_hostname, **timeouts)
         StreamTransport(self, self, rawsock, tls, None, extra, server)
+        return tls._app_transport
+
+    async def start_tls(
+        self, transport: Any, protocol: asyncio.BaseProtocol, sslcontext: ssl.SSLContext, *, server_side: bool = False,
+        server_hostname: str | None = None, **timeouts: float | None,
+    ) -> Any:
+        """Upgrade the transport to TLS; returns the transport that the protocol uses from then on."""
+        if not isinstance(sslcontext, ssl.SSLContext):
+            raise TypeError(f"sslcontext is expected to be an instance of ssl.SSLContext, got {sslcontext!r}")
+        if not getattr(transport, "_start_tls_compatible", False):
+            raise TypeError(f"transport {transport!r} is not supported by start_tls()")
+        waiter = self.create_future()
+        tls: Any = tls_protocol(
+            self, protocol, sslcontext, waiter, server_side, server_hostname, call_connection_made=False, **timeouts)
+        transport.pause_reading()                      # nothing may come before its connection_made
+        transport.set_protocol(tls)
+        begin, resume = self.call_soon(tls.connection_made, transport), self.call_soon(transport.resume_reading)
+        try:
+            await waiter
+        except BaseException:
+            transport.close()
+            begin.cancel()
+            resume.cancel()
+            raise
         return tls._app_transport
 
     def _start_serving(
