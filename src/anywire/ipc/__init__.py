@@ -20,6 +20,12 @@ if TYPE_CHECKING:
     from anywire.ipc.descriptors import send_fds_async as send_fds_async
     from anywire.ipc.fifos import Fifo as Fifo
     from anywire.ipc.fifos import FifoReader as FifoReader
+    from anywire.ipc.files import Appender as Appender
+    from anywire.ipc.files import FileLock as FileLock
+    from anywire.ipc.files import Holder as Holder
+    from anywire.ipc.files import append as append
+    from anywire.ipc.inotify import FileEvent as FileEvent
+    from anywire.ipc.inotify import Watch as Watch
     from anywire.ipc.pipes import Pipe as Pipe
     from anywire.ipc.pipes import PipeReader as PipeReader
     from anywire.ipc.pipes import PipeWriter as PipeWriter
@@ -34,11 +40,15 @@ if TYPE_CHECKING:
     from anywire.ipc.signals import sigtimedwait_async as sigtimedwait_async
 
 _HOME = {
+    "Appender": "files",
     "ClockSet": "descriptors",
     "Command": "commands",
     "EventFd": "descriptors",
     "Fifo": "fifos",
     "FifoReader": "fifos",
+    "FileEvent": "inotify",
+    "FileLock": "files",
+    "Holder": "files",
     "Pipe": "pipes",
     "PipeReader": "pipes",
     "PipeWriter": "pipes",
@@ -48,6 +58,8 @@ _HOME = {
     "SignalInfo": "signals",
     "SignalQueue": "signals",
     "TimerFd": "descriptors",
+    "Watch": "inotify",
+    "append": "files",
     "pipe": "pipes",
     "popen": "commands",
     "recv_fds": "descriptors",
