@@ -327,8 +327,9 @@ class _Transport(sslproto._SSLProtocolTransport):
         if not isinstance(data, (bytes, bytearray, memoryview)):
             raise TypeError(f"data: expecting a bytes-like instance, got {type(data).__name__}")
         if data:
-            layer = self._layer
-            layer.write(self._ssl_protocol, data)
+            protocol = self._ssl_protocol
+            layer = protocol._layer                    # not kept here: what outlives the connection would keep its context
+            layer.write(protocol, data)
 
     write.__doc__ = sslproto._SSLProtocolTransport.write.__doc__
 
@@ -362,7 +363,6 @@ class TLSProtocol(sslproto.SSLProtocol):
             if self._app_transport_created:
                 raise RuntimeError("Creating _SSLProtocolTransport twice")
             self._app_transport = _Transport(self._loop, self)
-            self._app_transport._layer = self._layer
             self._app_transport_created = True
         return self._app_transport
 
