@@ -32,6 +32,7 @@ SHORT = {
     "shm_blocking": ["--rounds", "3", "--seconds", "0.08"],
     "broadcast": ["--rounds", "3", "--seconds", "0.3"],
     "multiprocessing_queues": ["--rounds", "3", "--seconds", "0.1"],
+    "ipc": ["--rounds", "3", "--seconds", "0.1"],
     "idle_connections": ["--rounds", "1", "--seconds", "0.4"],
     "engine": ["--rounds", "2", "--seconds", "0.3"],
 }

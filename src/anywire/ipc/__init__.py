@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from anywire.ipc.files import append as append
     from anywire.ipc.inotify import FileEvent as FileEvent
     from anywire.ipc.inotify import Watch as Watch
+    from anywire.ipc.mqueue import MessageQueue as MessageQueue
+    from anywire.ipc.mqueue_notify import Notification as Notification
     from anywire.ipc.pipes import Pipe as Pipe
     from anywire.ipc.pipes import PipeReader as PipeReader
     from anywire.ipc.pipes import PipeWriter as PipeWriter
@@ -49,6 +51,8 @@ _HOME = {
     "FileEvent": "inotify",
     "FileLock": "files",
     "Holder": "files",
+    "MessageQueue": "mqueue",
+    "Notification": "mqueue_notify",
     "Pipe": "pipes",
     "PipeReader": "pipes",
     "PipeWriter": "pipes",
