@@ -24,9 +24,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from anywire.cli import echoes
 from anywire.cli.measure import Results, cores, human, machine, machine_line, table, times
 
 NATIVE = Path(__file__).parent / "native"
+SHARED = echoes.NATIVE
 ROOT = Path(__file__).parent.parent
 SERVER_CORE, CLIENT_CORE = cores()
 BUSY = 0.85                         # below this share of a CPU, something else was running on it
@@ -186,13 +188,14 @@ def module_server(module: str, name: str, *arguments: str) -> Child:
 
 @contextmanager
 def native_programs() -> Iterator[Path]:
-    """Compile benchmarks/native into a temporary directory; it goes away afterwards."""
+    """Compile benchmarks/native, and the echo programs of the command line, into a temporary directory."""
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
         raise SystemExit("this benchmark needs a C compiler (cc) for its load generator")
     with tempfile.TemporaryDirectory(prefix="anywire-native-") as directory:
-        for source in sorted(NATIVE.glob("*.c")):
-            subprocess.run([compiler, "-O2", source, "-o", Path(directory) / source.stem, "-ldl"], check=True)
+        for source in (*sorted(NATIVE.glob("*.c")), SHARED / "echo_client.c", SHARED / "echo_server.c"):
+            program = Path(directory) / source.stem
+            subprocess.run([compiler, "-O2", f"-I{SHARED}", source, "-o", program, "-ldl"], check=True)
         yield Path(directory)
 
 

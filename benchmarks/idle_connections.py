@@ -15,12 +15,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib
-import resource
 import socket
 import struct
 import sys
 from pathlib import Path
 
+from anywire.cli.echoes import raise_limit
 from anywire.cli.measure import turns
 from benchmarks import loops
 from benchmarks.harness import CLIENT_CORE, SERVER_CORE, Child, Report, load, module_server, native_programs, options
@@ -87,15 +87,6 @@ async def serve_streams(counter: Counter) -> None:
 
 
 SERVERS = {"Channel": serve_channel, "Stream": serve_stream, "streams": serve_streams, "protocol": serve_protocol}
-
-
-def raise_limit(needed: int) -> int:
-    """Raise RLIMIT_NOFILE as far as allowed; how many connections that makes possible."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < needed and (hard == resource.RLIM_INFINITY or hard > soft):
-        soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    return min(needed, soft) - 200
 
 
 def hold(port: int, framed: bool, last: int) -> None:

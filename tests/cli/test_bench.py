@@ -16,6 +16,7 @@ from anywire.cli.bench import Sizes, bench, pick, run
 from anywire.cli.contenders import Contender, contenders, key
 from anywire.cli.measure import cores
 from anywire.cli.pair import Failed, Pair
+from anywire.contract.counters import snapshot
 from anywire.contract.wire import wire_for
 
 
@@ -101,6 +102,17 @@ def test_the_command_prints_json() -> None:
     assert outcome["machine"]["cores"] >= 1
     assert outcome["cells"]["echo 64"]["anywire unix (blocking)"]["median"]["rate"] > 0
     assert outcome["cells"]["flow 64"]["multiprocessing.Pipe (blocking)"]["median"]["rate"] > 0
+
+
+def test_the_loop_of_anywire_s_channels_is_chosen() -> None:
+    """The server's page of counters has a loop if it is ours."""
+    contender = next(one for one in OURS if key(one) == "anywire unix (asyncio)")
+    for loop, ours in (("anywire", 1), ("asyncio", 0)):
+        with Pair(contender, *cores(), more=(loop,)) as pair:
+            assert pair.measure("echo", 64, 0.01)["rate"] > 0
+            assert len(snapshot(pair.server.process.pid).loops) == ours
+    refused = CliRunner().invoke(bench, ["--loop", "trio"])
+    assert refused.exit_code == 2 and "'trio'" in refused.output
 
 
 def test_the_command_prints_tables_and_names_what_is_missing() -> None:

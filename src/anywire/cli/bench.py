@@ -19,11 +19,12 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from anywire.cli.connections import connections
 from anywire.cli.contenders import Contender, contenders, key
 from anywire.cli.copies import copies
 from anywire.cli.measure import Results, cores, human, machine, machine_line, size_name, times, turns
 from anywire.cli.pair import Failed, Pair
-from anywire.cli.parameters import Names, Sizes, plot_option
+from anywire.cli.parameters import Names, Sizes, loop_option, plot_option
 from anywire.cli.signals import Stopped, die_of, stoppable
 
 WIRES = ("shm", "unix", "seqpacket", "tcp", "tls", "udp", "pipe", "fifo")
@@ -40,10 +41,12 @@ def run(
     rounds: int = 3,
     seconds: float = 0.15,
     progress: Callable[[str], None] = lambda text: None,
+    loop: str = "asyncio",
 ) -> Results:
     """Measure each contender at each size, in both phases, in alternating rounds.
 
     sizes: bytes of a message. seconds: of one phase in one round. progress: called with a line now and then.
+    loop: that anywire's asyncio front runs on, a key of `loops.LOOPS`; peers have asyncio's own.
     Cells of the results are "echo 64", "flow 64" and so on; a failed contender has its error there.
     """
     results = Results()
@@ -54,7 +57,8 @@ def run(
         for name, contender in by_name.items():
             progress(f"starting {name}")
             try:
-                pairs[name] = stack.enter_context(Pair(contender, server_core, client_core))
+                more = (loop,) if name.startswith("anywire") else ()
+                pairs[name] = stack.enter_context(Pair(contender, server_core, client_core, more=more))
             except Failed as error:
                 for size in sizes:
                     results.add(f"echo {size}", name, str(error))
@@ -178,6 +182,7 @@ Examples:
   anywire bench
   anywire bench --wires unix,tcp --sizes 64,1m --plot bench.svg
   anywire bench copies            a file from one process to another, by each way
+  anywire bench connections       one echo on each event loop, with 1 to 10 000 connections
 """
 )
 @click.option("--rounds", type=click.IntRange(1, 1000), default=3, show_default=True, help="Rounds; they alternate.")
@@ -186,6 +191,7 @@ Examples:
 @click.option("--wires", type=Names(WIRES), default=",".join(WIRES), show_default=True, help="Of anywire's wires.")
 @click.option("--fronts", type=Names(FRONTS), default=",".join(FRONTS), show_default=True,
               help="Blocking calls, asyncio.")
+@loop_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
 @plot_option
 @click.pass_context
@@ -196,6 +202,7 @@ def bench(
     sizes: tuple[int, ...],
     wires: tuple[str, ...],
     fronts: tuple[str, ...],
+    loop: str,
     as_json: bool,
     plot_file: Path | None,
 ) -> None:
@@ -215,22 +222,25 @@ def bench(
     absent = dict.fromkeys(contender.needs for contender in wanted if contender.missing)
     try:
         with stoppable(), notes.status("") as status:
-            results = run(here, sizes, rounds, seconds, status.update)
+            results = run(here, sizes, rounds, seconds, status.update, loop)
     except Stopped as stopped:
         die_of(stopped.number)
     description = machine(PEERS)
     if as_json:
-        click.echo(json.dumps({"machine": description, "cells": results.as_json()}, indent=1))
+        click.echo(json.dumps({"machine": description, "loop": loop, "cells": results.as_json()}, indent=1))
     else:
         console.print(machine_line(description), highlight=False, soft_wrap=True)
+        if "asyncio" in fronts:
+            beside = "" if loop == "asyncio" else "; its peers on asyncio's own"
+            console.print(f"asyncio: anywire on the event loop of {loop}{beside}", highlight=False, soft_wrap=True)
         for title, drawn in tables(results, sizes):
             console.print(f"\n{title}", style="bold", highlight=False, soft_wrap=True)
             console.print(drawn)
-        beside = ratios(results, sizes)
-        if beside.row_count:
+        drawn = ratios(results, sizes)
+        if drawn.row_count:
             title = "\nanywire over unix: its round trips as a multiple of each peer's"
             console.print(title, style="bold", soft_wrap=True)
-            console.print(beside)
+            console.print(drawn)
     if absent:
         notes.print(f"Not installed, so not compared: pip install {' '.join(absent)}", highlight=False, soft_wrap=True)
     for name, error in {name: error for (_, name), error in results.errors.items()}.items():
@@ -243,6 +253,7 @@ def bench(
 
 
 bench.add_command(copies)
+bench.add_command(connections)
 
 
 if __name__ == "__main__":

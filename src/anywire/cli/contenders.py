@@ -1,8 +1,8 @@
 """The contenders of a two-process benchmark: anywire over each wire, and what users would otherwise pick.
 
-Run as a program (`python -m anywire.cli.contenders NAME ROLE CORE ADDRESS`) it is one side of one contender. It says
-`{"address": ...}` once it can be reached (the server) or is connected (the client), then does the phases it is told
-to on standard input, one JSON object a line, and answers each with its clock and its CPU time. `pair.Pair` is the
+Run as a program (`python -m anywire.cli.contenders NAME ROLE CORE ADDRESS [LOOP]`) it is one side of one contender. It
+says `{"address": ...}` once it can be reached (the server) or is connected (the client), does the phases it is told to
+on standard input, one JSON object a line, and answers each with its clock and its CPU time. `pair.Pair` is the
 caller. One thread of our own; pyzmq and pynng bring theirs, which count in the CPU time.
 
 phases   echo   the client sends a message and waits for it to come back, `count` times
@@ -28,6 +28,8 @@ from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
+
+from anywire.cli.loops import loop_factory
 
 Bytes = bytes | bytearray | memoryview
 Announce = Callable[[str], None]
@@ -443,13 +445,14 @@ async def run_asyncio(contender: Contender, role: str, address: str) -> None:
 
 
 def main() -> None:
-    name, role, core, address = sys.argv[1:]
+    name, role, core, address, *loop = sys.argv[1:]
     os.sched_setaffinity(0, {int(core)})
     contender = next(c for c in contenders() if key(c) == name)
     if contender.front == "blocking":
         run_blocking(contender, role, address)
     else:
-        asyncio.run(run_asyncio(contender, role, address))
+        with asyncio.Runner(loop_factory=loop_factory(*loop)) as runner:
+            runner.run(run_asyncio(contender, role, address))
 
 
 if __name__ == "__main__":

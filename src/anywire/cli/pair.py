@@ -241,12 +241,15 @@ class Pair(Children):
 
     program = "anywire.cli.contenders"
 
-    def __init__(self, contender: Contender, server_core: int, client_core: int, wrap: Sequence[str] = ()) -> None:
+    def __init__(
+        self, contender: Contender, server_core: int, client_core: int, wrap: Sequence[str] = (),
+        more: Sequence[str] = (),
+    ) -> None:
         self.contender = contender
         self.counts: dict[Any, int] = {}
         super().__init__(
             self.program, key(contender), contender.address, server_core, client_core,
-            inherits=contender.inherits, trust=contender.trust, wrap=wrap,
+            inherits=contender.inherits, trust=contender.trust, more=more, wrap=wrap,
         )
 
     def phase(self, phase: str, size: int, count: int, seconds: float = 0.0, **more: Any) -> dict[str, float]:

@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 import click
 from click.shell_completion import CompletionItem
 
+from anywire.cli.loops import LOOPS, is_here
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -40,6 +42,26 @@ class Names(click.ParamType):  # type: ignore[type-arg] # generic since click 8.
             CompletionItem(before + comma + name)
             for name in self.known if name.startswith(begun) and name not in had
         ]
+
+
+class Numbers(click.ParamType):  # type: ignore[type-arg] # generic since click 8.2 only
+    """`1,10,100`: whole numbers from 1 to `largest`."""
+
+    name = "numbers"
+
+    def __init__(self, largest: int) -> None:
+        self.largest = largest
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> tuple[int, ...]:
+        """Split it, and refuse what is out of range."""
+        if not isinstance(value, str):
+            return tuple(value)
+        found = []
+        for word in map(str.strip, value.split(",")):
+            if not (word.isascii() and word.isdigit() and 1 <= int(word) <= self.largest):
+                self.fail(f"{word!r} is not a number from 1 to {self.largest}; write for example 1,100")
+            found.append(int(word))
+        return tuple(dict.fromkeys(found))
 
 
 UNITS = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
@@ -99,4 +121,19 @@ def plot_option(function: F) -> F:
     return click.option(
         "--plot", "plot_file", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
         callback=_matplotlib_is_here, help="Draw into FILE (.png, .svg, .pdf).",
+    )(function)
+
+
+def _loop_is_here(context: click.Context, parameter: click.Parameter, name: str) -> str:
+    # Found out before the run, not by children in it.
+    if not is_here(name):
+        raise click.ClickException(f"--loop {name} needs {name}: pip install {name}")
+    return name
+
+
+def loop_option(function: F) -> F:
+    """`--loop NAME`, the argument `loop`."""
+    return click.option(
+        "--loop", type=click.Choice(sorted(LOOPS)), default="anywire", show_default=True, callback=_loop_is_here,
+        help="Event loop of anywire's asyncio channels; peers have asyncio's.",
     )(function)

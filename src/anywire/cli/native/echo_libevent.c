@@ -1,4 +1,4 @@
-/* An echo server on libevent's buffered events, for benchmarks/connections.py.
+/* An echo server on libevent's buffered events, for `anywire bench connections`.
  *
  * usage: echo_libevent   prints "READY PORT"
  *
@@ -13,6 +13,7 @@
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/prctl.h>
 
 static void readable(struct bufferevent *connection, void *nothing) {
     (void)nothing;
@@ -38,6 +39,7 @@ static void connected(
 }
 
 int main(void) {
+    prctl(PR_SET_PDEATHSIG, SIGKILL);       /* it ends with who started it */
     signal(SIGPIPE, SIG_IGN);
     struct event_base *base = event_base_new();
     struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};

@@ -1,13 +1,15 @@
-/* An echo server on libuv, for benchmarks/connections.py.
+/* An echo server on libuv, for `anywire bench connections`.
  *
  * usage: echo_libuv      prints "READY PORT"
  *
  * Each read is tried to be sent back at once (uv_try_write); what the kernel does not take is copied and written later,
  * and the connection is not read meanwhile: that is its back-pressure. */
 #include <arpa/inet.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <uv.h>
 
 #define CHUNK (256u << 10)
@@ -81,6 +83,7 @@ static void connected(uv_stream_t *listener, int status) {
 }
 
 int main(void) {
+    prctl(PR_SET_PDEATHSIG, SIGKILL);       /* it ends with who started it */
     uv_loop_t *loop = uv_default_loop();
     uv_tcp_t listener;
     struct sockaddr_in address;

@@ -174,6 +174,7 @@ int main(int argc, char **argv) {
     active = argc == 11 && !strcmp(argv[9], "rotate") ? atoi(argv[10]) : 0;
     int patience = argc == 10 && !strcmp(argv[9], "spin") ? 0 : 1000;
     unsigned turn = 0;
+    prctl(PR_SET_PDEATHSIG, SIGKILL);       /* it ends with who started it */
     signal(SIGPIPE, SIG_IGN);
     payload = malloc(size);
     chunk = malloc(CHUNK > size ? CHUNK : size);

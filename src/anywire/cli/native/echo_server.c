@@ -122,6 +122,7 @@ static int framed_turn(struct connection *c) {
 int main(int argc, char **argv) {
     if (argc < 3) return 2;
     framed = argc > 3 && !strcmp(argv[3], "framed");
+    prctl(PR_SET_PDEATHSIG, SIGKILL);       /* it ends with who started it */
     signal(SIGPIPE, SIG_IGN);
     struct sockaddr_in address = ipv4(argv[1], argv[2]);
     socklen_t length = sizeof address;
