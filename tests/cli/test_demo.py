@@ -73,6 +73,7 @@ def nothing_is_left(temporary: Path) -> bool:
 def test_a_short_run_keeps_every_promise_and_says_so_in_json(tree: Path, temporary: Path) -> None:
     done = demo("--json", str(tree), temporary=temporary)
     outcome = json.loads(done.stdout)
+    assert outcome["loop"]["turns"] > 100 and 0 < outcome["loop"]["utilisation"] < 1
     assert done.returncode == 0, (outcome["problems"], done.stderr)
     assert outcome["passed"] is True
     assert outcome["problems"] == []

@@ -13,10 +13,12 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NoReturn, TypeVar
+
+import anywire
 
 T = TypeVar("T")
 
@@ -77,9 +79,14 @@ class _Work:
 _running: list[_Work] = []
 
 
-def run(coroutine: Coroutine[Any, Any, T]) -> T:
-    """asyncio.run, stopped by cancelling. An exception raised in the midst of the event loop's own code may lose a
-    callback that was just taken from its queue, and cleaning up would wait for that callback for ever."""
+def run(
+    coroutine: Coroutine[Any, Any, T], loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None
+) -> T:
+    """Run a coroutine on anywire's event loop, or on another; stopped by cancelling.
+
+    An exception raised in the midst of the event loop's own code may lose a callback that was just taken from its
+    queue, and cleaning up would wait for that callback for ever.
+    """
     work = _Work()
 
     async def main() -> T:
@@ -88,7 +95,8 @@ def run(coroutine: Coroutine[Any, Any, T]) -> T:
 
     _running.append(work)
     try:
-        return asyncio.run(main())
+        with asyncio.Runner(loop_factory=loop_factory or anywire.new_event_loop) as runner:
+            return runner.run(main())
     except asyncio.CancelledError:
         if work.number:
             raise Stopped(work.number) from None

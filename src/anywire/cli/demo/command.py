@@ -103,6 +103,7 @@ def _run(
             screen.step(f"cancelled receives over {place.name}")
             outcome.promises.append(promises.cancel(place, server, promises.CANCELS, screen.tick))
     at_last = _server_descriptors(server)
+    (outcome.loop,) = counters.snapshot(server.process.pid).loops
     addresses = server.addresses
     server.close()
     outcome.left = before.left(directory, [*own_files, "killed"], pids, addresses, sorted(set(at_last) - set(at_first)))
@@ -152,7 +153,7 @@ def demo(
     """Run one program over every wire, show what anywire promises, and what is left behind: nothing.
 
     Two processes. The files below PATH go as messages, each is answered with its digest; multiprocessing.Pipe and
-    asyncio streams do the same beside it.
+    asyncio streams do the same beside it. anywire's side of all this runs on its own event loop.
     """
     console, notes = Console(), Console(stderr=True)
     try:

@@ -22,6 +22,7 @@ from anywire.cli.demo.material import Material
 from anywire.cli.demo.promises import Promise
 from anywire.cli.demo.work import Contender
 from anywire.cli.measure import human, machine
+from anywire.contract.counters_page import LoopCounters
 
 LEFT = ("processes", "descriptors", "files", "names")
 
@@ -35,6 +36,7 @@ class Outcome:
     promises: list[Promise] = field(default_factory=list)
     left: dict[str, list[str]] = field(default_factory=dict)
     seconds: float = 0.0
+    loop: LoopCounters | None = None            # the server's event loop, as its page of counters shows it
 
     @property
     def problems(self) -> list[str]:
@@ -82,6 +84,14 @@ def notes(outcome: Outcome) -> Iterable[Text]:
             yield Text(f"  {contender.name}: {contender.note}", style="dim")
 
 
+def loop_line(outcome: Outcome) -> Iterable[Text]:
+    """Whose event loop it was; the server's own page of counters says so."""
+    if outcome.loop is not None:
+        turns, busy = outcome.loop.turns, outcome.loop.utilisation
+        text = f"  Both sides run on anywire's event loop: the server's took {turns:,} turns, busy {busy:.0%} of the time"
+        yield Text(text, style="dim")
+
+
 def promises_table(outcome: Outcome) -> Table:
     """Part 2."""
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
@@ -118,6 +128,7 @@ def whole(outcome: Outcome) -> RenderableType:
         wires_table(outcome),
         Text("  p50, p99: round trips; CPU: of both processes. Digests are in none of these.", "dim"),
         *notes(outcome),
+        *loop_line(outcome),
         Text("\n2. The promises", "bold"),
         promises_table(outcome) if outcome.promises else Text("   These wires promise neither delivery nor an end.\n"),
         Text.assemble(("3. ", "bold"), left_line(outcome)),
@@ -136,10 +147,11 @@ def whole(outcome: Outcome) -> RenderableType:
 
 def as_json(outcome: Outcome) -> dict[str, Any]:
     """The object of --json: docs/reference/demo.md says what is in it."""
-    material = outcome.material
+    material, loop = outcome.material, outcome.loop
     return {
         "anywire": anywire.__version__,
         "machine": machine(),
+        "loop": loop and {"turns": loop.turns, "utilisation": loop.utilisation},
         "passed": not outcome.problems,
         "problems": outcome.problems,
         "seconds": round(outcome.seconds, 3),

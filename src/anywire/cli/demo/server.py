@@ -21,7 +21,7 @@ import struct
 import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 import anywire
@@ -32,7 +32,7 @@ from anywire.contract import counters
 
 STREAMS_LIMIT = 1 << 20             # bytes a StreamReader keeps: with its default of 64 KiB large files go slower
 
-Ready = Callable[[Any], Awaitable[None]]
+Ready = Callable[[Any], Coroutine[Any, Any, None]]
 Handler = Callable[[anywire.Channel], Awaitable[None]]
 
 
@@ -69,7 +69,8 @@ async def serve(handle: Handler, address: str, fds: list[int], ready: Ready) -> 
 
 
 async def streams(address: str, fds: list[int], ready: Ready) -> None:
-    """asyncio streams, framed by hand."""
+    """asyncio streams, framed by hand, on asyncio's own loop: in a thread: what one has without anywire."""
+    here = asyncio.get_running_loop()
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -84,8 +85,12 @@ async def streams(address: str, fds: list[int], ready: Ready) -> None:
             writer.close()
             await writer.wait_closed()
 
-    async with await asyncio.start_server(answer, "127.0.0.1", 0, limit=STREAMS_LIMIT) as running:
-        await ready(running.sockets[0].getsockname()[1])
+    async def serve() -> None:
+        async with await asyncio.start_server(answer, "127.0.0.1", 0, limit=STREAMS_LIMIT) as running:
+            port = running.sockets[0].getsockname()[1]
+            await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(ready(port), here))
+
+    await asyncio.to_thread(asyncio.run, serve())
 
 
 async def mp_pipe(address: str, fds: list[int], ready: Ready) -> None:
@@ -236,7 +241,7 @@ def main() -> None:
     async def run() -> None:
         await perform(Control(socket.socket(fileno=int(sys.argv[1])), sys.argv[2]))
 
-    asyncio.run(run())
+    anywire.run(run())
 
 
 if __name__ == "__main__":

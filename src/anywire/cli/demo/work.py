@@ -78,7 +78,7 @@ def contenders(places: Iterable[Place]) -> list[Contender]:
     return [
         *(Contender(place.name, "wire", place, place.note, place.reason) for place in places),
         Contender("multiprocessing.Pipe", "mp_pipe", note="blocking; anywire.sync is beside it in `anywire bench`"),
-        Contender("asyncio streams", "streams", note="tcp, framed by hand"),
+        Contender("asyncio streams", "streams", note="tcp, framed by hand, on asyncio's own event loop"),
     ]
 
 
@@ -189,16 +189,16 @@ def _server_side(contender: Contender, server: ServerProcess) -> Iterator[tuple[
                 server.finish(act)
     else:
         with server.act(contender.act) as act:
-            yield act, lambda files: _run(_ask_streams(int(act.address), files))
+            yield act, lambda files: _run(_ask_streams(int(act.address), files), asyncio.new_event_loop)
 
 
-def _run(work: Any) -> None:
+def _run(work: Any, loop_factory: Callable[[], asyncio.AbstractEventLoop] = anywire.new_event_loop) -> None:
     async def bounded() -> None:
         # udp may lose a message; then nothing more comes.
         async with asyncio.timeout(PATIENCE * 2):
             await work
 
-    run_stoppable(bounded())
+    run_stoppable(bounded(), loop_factory)
 
 
 def _ask_connection(connection: Any, files: Files) -> None:
@@ -238,7 +238,7 @@ def _thread(name: str, address: str) -> Iterator[Act]:
 
     def work() -> None:
         try:
-            asyncio.run(ACTS[name](address, [], ready))
+            anywire.run(ACTS[name](address, [], ready))
         except BaseException as error:
             failures.append(error)
         finally:
