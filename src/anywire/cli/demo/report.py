@@ -88,8 +88,8 @@ def loop_line(outcome: Outcome) -> Iterable[Text]:
     """Whose event loop it was; the server's own page of counters says so."""
     if outcome.loop is not None:
         turns, busy = outcome.loop.turns, outcome.loop.utilisation
-        text = f"  Both sides run on anywire's event loop: the server's took {turns:,} turns, busy {busy:.0%} of the time"
-        yield Text(text, style="dim")
+        server = f"the server's took {turns:,} turns and was busy {busy:.0%} of the time"
+        yield Text(f"  Both sides run on anywire's event loop; {server}", style="dim")
 
 
 def promises_table(outcome: Outcome) -> Table:
