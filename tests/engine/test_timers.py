@@ -118,6 +118,31 @@ def test_a_hundred_thousand() -> None:
     assert queue.due(2.0) == [value for _, value in left]
 
 
+def test_many_due_at_a_time() -> None:
+    """A few, or most of them, at each look: some were added since the last, some are cancelled between."""
+    queue, rng, now, number = TimerQueue(), random.Random(6), 0.0, 0
+    model: dict[int, tuple[float, int]] = {}
+    entries = {}
+    while now < 40:
+        for _ in range(rng.choice((0, 1, 3, 300, 2000))):
+            when = now + rng.choice((rng.random(), rng.random() * 20, float(rng.randrange(4)), -1.0))
+            entries[number] = queue.add(when, number)
+            model[number] = (when, number)
+            number += 1
+        for one in rng.sample(sorted(model), min(len(model), rng.choice((0, 1, 200)))):
+            assert entries[one].cancel()
+            del model[one]
+        if rng.random() < 0.3:
+            assert queue.next_deadline == min(model.values(), default=(math.inf, 0))[0]
+        due = sorted(item for item in model.values() if item[0] <= now)
+        assert queue.due(now) == [one for _, one in due]
+        for _, one in due:
+            assert not entries[one].pending and not entries[one].cancel()
+            del model[one]
+        assert len(queue) == len(model)
+        now += rng.choice((0.0, 0.01, 0.5, 3.0))
+
+
 @settings(max_examples=80, deadline=None)
 @given(
     st.lists(

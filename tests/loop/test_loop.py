@@ -7,6 +7,7 @@ import asyncio
 import contextvars
 import gc
 import os
+import random
 import signal
 import socket
 import threading
@@ -18,6 +19,7 @@ from typing import Any
 import pytest
 
 import anywire
+from anywire.engine._timers import Timer
 from anywire.loop import Loop
 
 
@@ -369,6 +371,76 @@ def test_the_collector_sees_handles_that_are_held(loop: Loop) -> None:
     turns(loop)
     gc.collect()
     assert gone[2]() is None
+
+
+def test_the_collector_sees_timers_that_are_held(loop: Loop) -> None:
+    # Timers of a running loop aren't tracked; one that somebody holds is again, when it is due, cancelled, asked for its
+    # context, or the loop stops.
+    kept: contextvars.ContextVar[object] = contextvars.ContextVar("kept")
+
+    class Holder:
+        def __init__(self, delay: float) -> None:
+            kept.set(self)                      # in the timer's own context, too
+            self.handle = loop.call_later(delay, self.called)
+
+        def called(self) -> None:
+            pass
+
+    def held(delay: float) -> Holder:
+        return contextvars.copy_context().run(Holder, delay)
+
+    async def main() -> list[weakref.ref[Holder]]:
+        gone = [weakref.ref(held(0)) for _ in range(3)]
+        for use in ("cancel", "get_context"):
+            holder = held(0.002)
+            getattr(holder.handle, use)()
+            gone.append(weakref.ref(holder))
+        holder = held(3600)
+        assert Timer.cancel(holder.handle)      # type: ignore[arg-type]    # the base class's own
+        gone.append(weakref.ref(holder))
+        del holder
+        await asyncio.sleep(0.01)
+        gc.collect()
+        gone.append(weakref.ref(held(3600)))
+        for _ in range(1000):
+            loop.call_later(3600, print)
+        return gone
+
+    gone = loop.run_until_complete(main())
+    assert [one() for one in gone[:-1]] == [None] * 6
+    gc.collect()
+    assert gone[-1]() is not None               # it will be called
+    loop.close()
+    gc.collect()
+    assert gone[-1]() is None
+
+
+def test_many_timers_in_order(loop: Loop) -> None:
+    """Those that are due together, beside those that are due later and those that are cancelled meanwhile."""
+    chance, called, want = random.Random(3), [], []
+    now = loop.time()
+    handles = []
+    for number in range(5000):
+        when = now + chance.randrange(50) / 1e4
+        handles.append(loop.call_at(when, called.append, (when, number)))
+    for handle in chance.sample(handles, 2000):
+        handle.cancel()
+    want = sorted((handle.when(), number) for number, handle in enumerate(handles) if not handle.cancelled())
+
+    def cancel_next() -> None:
+        # In the same batch: it is not called any more.
+        second.cancel()
+        loop.call_at(now + 0.01, late)
+
+    def late() -> None:
+        called.append("late")
+        loop.stop()
+
+    loop.call_at(now + 0.009, cancel_next)
+    second = loop.call_at(now + 0.009, called.append, "cancelled")
+    loop.run_forever()
+    assert called == [*want, "late"]
+    assert loop.stats().timers == 0
 
 
 def test_sock_recv(loop: Loop, pair: tuple[socket.socket, socket.socket]) -> None:

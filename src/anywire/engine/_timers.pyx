@@ -3,8 +3,11 @@
 
 A 4-ary heap (D. B. Johnson, "Priority queues with update and finding minimum spanning trees", 1975; four children share
 a cache line of keys) in two arrays: keys in C, which is all that comparisons look at, and the timers. Each timer knows
-its place, so cancelling takes it out at once, O(log n), and leaves nothing behind. Timers that are added later and later
-cost O(1). Equal deadlines keep the order in which they were added.
+its place, so cancelling takes it out at once and leaves nothing behind. Behind the heap, in the same arrays, are those that
+were added since somebody last asked for the earliest: adding is O(1), and so is cancelling one of these, for the last one
+takes its place. So a time-out that is set and cancelled between two looks never sees the heap. From the heap, cancelling is
+O(log n). Those that are due together are taken out together: in the heap they are its top, found without looking at more
+than their children, and are sorted when they are out. Equal deadlines keep the order in which they were added.
 
 Times are those of `monotonic`, the clock and the rounding of time.monotonic(), in seconds. A timer is due when the clock
 has reached it, never before. -inf and what is past are due at once; +inf is never due, and can be cancelled; NaN is
@@ -15,7 +18,7 @@ One queue, one thread (the GIL protects it otherwise).
 
 cimport cython
 from cpython.mem cimport PyMem_Free, PyMem_Realloc
-from cpython.ref cimport Py_INCREF
+from libc.float cimport DBL_MAX
 from libc.math cimport INFINITY, ceil, isnan
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
@@ -53,7 +56,11 @@ cdef class Timer:
         if self.place < 0:
             return False
         self.queue.cancel_timer(self)
+        self.left()
         return True
+
+    cdef int left(self) except -1:
+        return 0
 
 
 cdef class Entry(Timer):
@@ -82,7 +89,9 @@ cdef class TimerQueue:
 
     def __dealloc__(self):
         PyMem_Free(self.keys)
+        PyMem_Free(self.due_keys)
         self.keys = NULL
+        self.due_keys = NULL
 
     cdef Py_ssize_t size(self) noexcept:
         return len(self.timers)
@@ -109,8 +118,16 @@ cdef class TimerQueue:
         key.when = when
         key.order = self.order
         self.order += 1
-        self.up(size, key, <void*> timer)
+        self.keys[size] = key
+        timer.place = size
         return 0
+
+    cdef void settle(self) noexcept:
+        """The new ones go to their places in the heap."""
+        cdef Py_ssize_t size = len(self.timers)
+        while self.heap < size:
+            self.up(self.heap, self.keys[self.heap], PyList_GET_ITEM(self.timers, self.heap))
+            self.heap += 1
 
     cdef inline void set(self, Py_ssize_t place, aw_key key, void* timer) noexcept:
         self.keys[place] = key
@@ -150,35 +167,40 @@ cdef class TimerQueue:
         self.set(place, key, timer)
 
     cdef int take_out(self, Py_ssize_t place) except -1:
-        """Take out the timer at `place`; the last one fills its hole. The caller has a reference to it."""
-        cdef Py_ssize_t size = len(self.timers) - 1
+        """Take out the timer at `place`. The caller has a reference to it."""
+        cdef Py_ssize_t last = len(self.timers) - 1, hole = place
         cdef Timer timer = <Timer> PyList_GET_ITEM(self.timers, place)
-        cdef Timer last
-        cdef aw_key key = self.keys[size]
+        cdef aw_key key
         timer.place = -1
         timer.queue = None
-        if place == size:
-            self.timers.pop()
-        else:
-            last = self.timers.pop()
-            # The list loses one reference to `timer`, for the hole is filled over it, and gets one to `last`.
-            Py_INCREF(last)
-            if place > 0 and (key.when < self.keys[(place - 1) >> 2].when or (
-                    key.when == self.keys[(place - 1) >> 2].when and key.order < self.keys[(place - 1) >> 2].order)):
-                self.up(place, key, <void*> last)
-            else:
-                self.down(place, size, key, <void*> last)
-            release(timer)
-        if self.room > 1024 and size < self.room >> 3:
-            self.shrink(size)
+        if place < self.heap:
+            self.heap -= 1
+            hole = self.heap                # which the last one of the heap leaves behind
+            if place != hole:
+                key = self.keys[hole]
+                if place > 0 and (key.when < self.keys[(place - 1) >> 2].when or (
+                        key.when == self.keys[(place - 1) >> 2].when and key.order < self.keys[(place - 1) >> 2].order)):
+                    self.up(place, key, PyList_GET_ITEM(self.timers, hole))
+                else:
+                    self.down(place, hole, key, PyList_GET_ITEM(self.timers, hole))
+        if hole != last:
+            self.set(hole, self.keys[last], PyList_GET_ITEM(self.timers, last))
+        # The list's reference to it goes with the list's last place.
+        PyList_SET_ITEM(self.timers, last, <void*> timer)
+        self.timers.pop()
+        if self.room > 1024 and last < self.room >> 3:
+            self.shrink()
         return 0
 
-    cdef int shrink(self, Py_ssize_t size) except -1:
+    cdef int shrink(self) except -1:
         """After a flood: give its memory back."""
         cdef aw_key* p = <aw_key*> PyMem_Realloc(self.keys, (self.room >> 2) * sizeof(aw_key))
         if p != NULL:
             self.keys = p
             self.room >>= 2
+        PyMem_Free(self.due_keys)
+        self.due_keys = NULL
+        self.due_room = 0
         return 0
 
     cdef int cancel_timer(self, Timer timer) except -1:
@@ -189,18 +211,109 @@ cdef class TimerQueue:
         self.take_out(timer.place)
         return 1
 
+    cdef bint is_due(self, double now) noexcept:
+        """Whether any timer is due. Looks at the new ones where they are."""
+        cdef Py_ssize_t place, size = len(self.timers)
+        if now == INFINITY:
+            now = DBL_MAX
+        if self.heap and self.keys[0].when <= now:
+            return True
+        for place in range(self.heap, size):
+            if self.keys[place].when <= now:
+                return True
+        return False
+
     cdef double next_when(self) noexcept:
         """The earliest deadline; +inf if there is none."""
+        self.settle()
         return self.keys[0].when if len(self.timers) else INFINITY
 
     cdef Timer pop_due(self, double now):
         """Take out the earliest timer if it is due at `now`, else None."""
         cdef Timer timer
+        self.settle()
         if len(self.timers) == 0 or self.keys[0].when > now or self.keys[0].when == INFINITY:
             return None
         timer = <Timer> PyList_GET_ITEM(self.timers, 0)
         self.take_out(0)
         return timer
+
+    cdef list take_due(self, double now):
+        """Take out all that are due at `now`. Returns a list of them, the latest first, for it is meant to be popped; None
+        if there are none. MemoryError leaves all where they are."""
+        cdef list found
+        cdef Py_ssize_t size = len(self.timers), count = 0, first, i, place, child, heap
+        cdef Timer timer
+        cdef aw_due* due
+        if not self.is_due(now):
+            self.settle()
+            return None
+        if now == INFINITY:
+            now = DBL_MAX               # +inf is never due
+        if self.due_room < size:
+            due = <aw_due*> PyMem_Realloc(self.due_keys, 2 * self.room * sizeof(aw_due))
+            if due == NULL:
+                raise MemoryError
+            self.due_keys = due
+            self.due_room = self.room
+        due = self.due_keys
+        # Of the new ones, those that aren't due go to the heap; it grows no faster than the look at them.
+        heap = self.heap
+        for i in range(heap, size):
+            if self.keys[i].when <= now:
+                due[count].when = self.keys[i].when
+                due[count].order = self.keys[i].order
+                due[count].timer = PyList_GET_ITEM(self.timers, i)
+                count += 1
+            else:
+                self.up(heap, self.keys[i], PyList_GET_ITEM(self.timers, i))
+                heap += 1
+        # Those of the heap, level by level: nothing below one that isn't due is.
+        first = i = count
+        child = place = 0
+        while child < heap:
+            while child < heap and child <= place:
+                if self.keys[child].when <= now:
+                    due[count].when = self.keys[child].when
+                    due[count].order = self.keys[child].order
+                    due[count].timer = PyList_GET_ITEM(self.timers, child)
+                    count += 1
+                child += 1
+            if i == count:
+                break
+            place = (<Timer> due[i].timer).place
+            child = 4 * place + 1
+            place = child + 3
+            i += 1
+        # From the bottom up, so that below each hole there is a heap to sift through.
+        for i in range(count - 1, first - 1, -1):
+            place = (<Timer> due[i].timer).place
+            heap -= 1
+            if place != heap:
+                self.down(place, heap, self.keys[heap], PyList_GET_ITEM(self.timers, heap))
+        self.heap = heap
+        if count > 1:
+            aw_due_sort(due, due + self.due_room, count)
+        # As new ones, so that nothing is lost if there is no memory for the list.
+        for i in range(count):
+            place = size - 1 - i
+            self.keys[place].when = due[i].when
+            self.keys[place].order = due[i].order
+            PyList_SET_ITEM(self.timers, place, due[i].timer)
+            (<Timer> due[i].timer).place = place
+        if count == 1:
+            timer = <Timer> due[0].timer
+            found = [timer]
+            self.timers.pop()
+        else:
+            found = self.timers[heap:]
+            del self.timers[heap:]
+        for timer in found:
+            timer.place = -1
+            timer.queue = None
+        if self.room > 1024 and heap < self.room >> 3:
+            self.shrink()
+        return found
 
     cdef int64_t timeout_ns(self, double now) noexcept:
         """How long a demultiplexer may wait: until the earliest deadline, rounded up; -1 for ever."""
@@ -232,13 +345,11 @@ cdef class TimerQueue:
 
     def due(self, double now):
         """Take out the timers that are due at `now`, in order. Returns a list of their values."""
-        cdef list found = []
-        cdef Timer timer
-        while True:
-            timer = self.pop_due(now)
-            if timer is None:
-                return found
-            found.append((<Entry> timer).value if isinstance(timer, Entry) else timer)
+        cdef list found = self.take_due(now)
+        if found is None:
+            return []
+        found.reverse()
+        return [(<Entry> timer).value if isinstance(timer, Entry) else timer for timer in found]
 
     def timeout(self, double now):
         """How long to wait at `now`, in seconds; None while nothing will ever be due."""
@@ -253,9 +364,3 @@ cdef class TimerQueue:
     def __len__(self):
         return len(self.timers)
 
-
-cdef extern from *:
-    """
-    static void anywire_release(PyObject *object) { Py_DECREF(object); }
-    """
-    void release "anywire_release"(object timer)

@@ -29,6 +29,8 @@ cdef class TimerHandle(Timer):
     cdef readonly object _source_traceback
     cdef object shown
 
+    cdef bint unseen                # it isn't tracked by the garbage collector
+    cdef bint hidden                # nor is its context
 
 # A watcher with something that is to be done before the loop sleeps, such as the writes of one turn.
 cdef class Corked(Watcher):
@@ -41,7 +43,8 @@ cdef class Core:
     cdef TimerQueue timers
     cdef Handle head, tail          # the ready queue
     cdef Py_ssize_t ready_count     # in it; of those that run now, what is left counts too
-    cdef list due                   # timers whose time has come, and that haven't run yet
+    cdef list due                   # timers whose time has come, and that haven't run yet; the next one last
+    cdef Py_ssize_t unseen          # timers that the garbage collector doesn't track
     cdef list corked
     cdef Wakeup wakeup
     cdef bint sleeping              # in the kernel, or on the way there: whoever adds something wakes it

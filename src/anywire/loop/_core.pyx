@@ -140,6 +140,7 @@ cdef class TimerHandle(Timer):
             if self.place >= 0 and self.queue is not None:
                 self.queue.cancel_timer(self)
             if self._loop is not None and self._loop._debug:    # None: the garbage collector was here
+                self.left()
                 self.shown = repr(self)
             self._callback = None
             self._args = None
@@ -153,8 +154,13 @@ cdef class TimerHandle(Timer):
         return (<Timer> self).when
 
     def get_context(self):
+    cdef int left(self) except -1:
+        settle_timer(self)
+        return 0
+
         """The context in which it is called."""
         return self._context
+        settle_timer(self)
 
     @property
     def _when(self):
@@ -198,9 +204,9 @@ cdef class TimerHandle(Timer):
         return self._when > other._when or self == other if isinstance(other, asyncio.TimerHandle) else NotImplemented
 
 
-# The ready queue of a running loop is alive, so the garbage collector need not look at what is in it: handles, and the
-# contexts made for them, are untracked there. A hundred thousand callbacks would else be traversed again and again. Who
-# is known to others than the queue when it leaves it, or when the loop stops running, is tracked again.
+# What waits in a running loop is alive, so the garbage collector need not look at it: handles in the ready queue, timers,
+# and the contexts made for them, are untracked there. A hundred thousand callbacks would else be traversed again and
+# again. Who is known to others when it leaves its queue, or when the loop stops running, is tracked again.
 
 cdef inline void hide(Handle handle, bint context) noexcept:
     PyObject_GC_UnTrack(<PyObject*> handle)
@@ -223,6 +229,37 @@ cdef inline void settle(Handle handle) noexcept:
 
 
 def _run_other(handle):
+cdef inline void hide_timer(TimerHandle handle, bint context) noexcept:
+    handle.unseen = True
+    handle._loop.unseen += 1
+    PyObject_GC_UnTrack(<PyObject*> handle)
+    if context:
+        handle.hidden = True
+        PyObject_GC_UnTrack(<PyObject*> handle._context)
+
+
+cdef inline void show_timer_context(TimerHandle handle) noexcept:
+    if handle.unseen:
+        handle.unseen = False
+        handle._loop.unseen -= 1
+        if handle.hidden:
+            handle.hidden = False
+            PyObject_GC_Track(<PyObject*> handle._context)
+
+
+cdef inline void settle_timer(TimerHandle handle) noexcept:
+    if not PyObject_GC_IsTracked(handle):
+        PyObject_GC_Track(<PyObject*> handle)
+    show_timer_context(handle)
+
+
+cdef inline void settle_either(object handle) noexcept:
+    if type(handle) is Handle:
+        settle(handle)
+    elif type(handle) is TimerHandle:
+        settle_timer(handle)
+
+
     # A handle of the standard library's own, as it makes them for signals.
     if not handle._cancelled:
         handle._run()
@@ -376,6 +413,7 @@ cdef class Core:
     cdef int wake(self) except -1:
         # An error would be EBADF alone: the loop is closed, and nobody sleeps.
         if self.wakeup.c.read_fd >= 0:
+        self.sleeping = False       # once is enough: it sees what comes until it has the GIL again
             aw_wake(&self.wakeup.c)
         return 0
 
@@ -403,6 +441,8 @@ cdef class Core:
         self.timers.add_timer(handle, when)
         return handle
 
+        if self.began and not self._debug:
+            hide_timer(handle, context is None)
     def call_later(self, delay, callback, *args, context=None):
         """Call `callback(*args)` when `delay` seconds have passed, never before.
 
@@ -634,8 +674,7 @@ cdef class Core:
     cdef int measured(self, object handle, object callback, tuple args, object context) except -1:
         cdef PyObject* result = NULL
         cdef double began = monotonic(), took
-        if type(handle) is Handle:
-            settle(handle)
+        settle_either(handle)
         self._current_handle = handle
         try:
             if PyContext_Enter(context) >= 0:
@@ -681,8 +720,7 @@ cdef class Core:
 
     cdef int failed(self, object handle) except -1:
         """An exception is set: SystemExit and KeyboardInterrupt end the run, the handler gets all others."""
-        if type(handle) is Handle:
-            settle(handle)
+        settle_either(handle)
         try:
             raised()
         except (SystemExit, KeyboardInterrupt):
@@ -719,15 +757,16 @@ cdef class Core:
     cdef int run_due(self) except -1:
         cdef TimerHandle handle
         cdef list due = self.due
-        due.reverse()
-        try:
-            while due:
-                handle = due.pop()
-                if not handle._cancelled:
-                    self.calls += 1
-                    self.execute(handle, handle._callback, handle._args, handle._context)
-        finally:
-            due.reverse()           # what is left after an exception keeps its order
+        while due:
+            handle = due.pop()
+            if handle.unseen:
+                if Py_REFCNT(handle) > 1:
+                    settle_timer(handle)
+                else:
+                    show_timer_context(handle)
+            if not handle._cancelled:
+                self.calls += 1
+                self.execute(handle, handle._callback, handle._args, handle._context)
         return 0
 
     cdef int flush_all(self) except -1:
@@ -754,7 +793,7 @@ cdef class Core:
                     pass            # others may have the GIL
                 PyErr_CheckSignals()
                 now = monotonic()
-                if self.ready_count or self.timers.next_when() <= now:
+                if self.ready_count or self.timers.is_due(now):
                     return 0
         self.sleeps += 1
         self.sleeping = True
@@ -767,10 +806,10 @@ cdef class Core:
         cdef int count = 0
         cdef double now = monotonic(), before
         cdef Py_ssize_t ready
-        cdef TimerHandle handle
+        cdef list due
         if self.corked:
             self.flush_all()
-        if self.ready_count == 0 and not self._stopping and not self.due and self.timers.next_when() > now:
+        if self.ready_count == 0 and not self._stopping and not self.due and not self.timers.is_due(now):
             before = now
             count = self.wait(now)
             self.looked = now = monotonic()
@@ -784,11 +823,9 @@ cdef class Core:
             PyErr_CheckSignals()
         self.turns += 1
         ready = self.ready_count
-        while True:
-            handle = <TimerHandle> self.timers.pop_due(now)
-            if handle is None:
-                break
-            self.due.append(handle)
+        due = self.timers.take_due(now)
+        if due is not None:
+            self.due = due + self.due if self.due else due
         if ready > self.deepest:
             self.deepest = ready
         if ready:
@@ -848,6 +885,8 @@ cdef class Core:
                 self.flush_all()
 
     # ---- the loop's state ----------------------------------------------------------------------------------------
+        cdef TimerHandle timer
+        cdef Py_ssize_t place
 
     def stop(self):
         """End the run after this turn. What is ready now is still called."""
@@ -863,6 +902,12 @@ cdef class Core:
 
     def get_debug(self):
         """Whether debug mode is on."""
+            for timer in self.due:
+                settle_timer(timer)
+            place = self.timers.size()
+            while self.unseen and place > 0:        # from the end: there are those that came last
+                place -= 1
+                settle_timer(<TimerHandle> self.timers.timers[place])
         return bool(self._debug)
 
     def _check_closed(self):
