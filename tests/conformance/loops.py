@@ -1,12 +1,14 @@
-"""The event loop that the suite runs on: asyncio's own, or ours with ANYWIRE_CONFORMANCE_LOOP=anywire.
+"""The event loop that the suite runs on: asyncio's own, or with ANYWIRE_CONFORMANCE_LOOP=anywire ours, or =polling ours
+that polls before it sleeps.
 
-A wire must keep its promises on both; ours takes another way into the connection (`contract/front.pyx`, `Watched`).
+A wire must keep its promises on all; ours takes other ways into the connection (`contract/front.pyx`, `Watched`, `Seen`).
 Peers are processes of their own and inherit the choice.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 from collections.abc import Coroutine
 from typing import Any, TypeVar
@@ -15,7 +17,8 @@ import anywire
 
 T = TypeVar("T")
 LOOP = os.environ.get("ANYWIRE_CONFORMANCE_LOOP", "asyncio")
-FACTORIES: dict[str, Any] = {"asyncio": None, "anywire": anywire.new_event_loop}
+FACTORIES: dict[str, Any] = {"asyncio": None, "anywire": anywire.new_event_loop,
+                             "polling": functools.partial(anywire.new_event_loop, busy_poll=100)}
 
 
 def runner() -> asyncio.Runner:

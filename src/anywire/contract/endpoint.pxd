@@ -75,6 +75,7 @@ cdef class MessageEndpoint:
     cdef bint quick                      # it has put_quick and take_quick
     cdef bint again                      # "nothing here" meant: more is here, but others get a turn first
     cdef public bint asynchronous        # its front is the async one (set for endpoints with a doorbell)
+    cdef bint polled                     # the loop looks whether something is here, and arms the doorbell before it sleeps
     cdef public int death_fd             # with a doorbell: readable when the peer process is dead, -1: none
     cdef public double wake_at           # monotonic seconds: a receiver that waits tries again then; 0: never
     cdef public Py_ssize_t max_message
@@ -102,6 +103,9 @@ cdef class MessageEndpoint:
     cdef bint put_quick(self, bytes data) except -1
     cdef object take_quick(self)
     cdef bint hung_up(self) noexcept
+    cdef bint set_polled(self, bint polled) noexcept
+    cdef bint something_here(self) noexcept
+    cdef bint arm(self) noexcept
     cdef Py_ssize_t next_message_into(self, char* p, Py_ssize_t size, bint block) except -2
     cdef int need_nothing_returned(self) except -1
     cdef int give_back(self, list messages) except -1

@@ -499,6 +499,20 @@ cdef class MessageEndpoint:
         """Whether the peer went: the doorbell is watched no longer."""
         return False
 
+    # Async front, on a loop that polls before it sleeps: what it needs to look for itself, with no doorbell rung.
+
+    cdef bint set_polled(self, bint polled) noexcept:
+        """From now on the loop looks whether something is here, or no longer. False: this endpoint needs its doorbell."""
+        return False
+
+    cdef bint something_here(self) noexcept:
+        """Whether a receive is worth trying. No system call."""
+        return False
+
+    cdef bint arm(self) noexcept:
+        """Arm the doorbell: the loop is about to sleep. True: something is here."""
+        return False
+
     cdef object next_fds_message(self, bint block):
         if self.returned is not None:
             return self.next_message(block), []

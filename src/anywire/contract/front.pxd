@@ -2,6 +2,7 @@
 from cpython.object cimport PyObject
 from libc.stdint cimport uint64_t
 from anywire.contract.face cimport Face, name_operation
+from anywire.engine._pollers cimport Poller
 from anywire.engine._watches cimport Watcher
 
 
@@ -51,6 +52,10 @@ cdef class Watched(Watcher):
     cdef Front front
 
 
+cdef class Seen(Poller):
+    cdef Front front
+
+
 cdef class Front(Face):
     cdef readonly object driver
     cdef readonly object loop
@@ -61,6 +66,10 @@ cdef class Front(Face):
     cdef bint watching_read, watching_write, notified
     cdef bint elsewhere(self) noexcept
     cdef int need_here(self, str operation) except -1
+    cdef Seen seen                      # on our own loop, if that polls and looks at this connection itself
+    cdef int be_seen(self) except -1
+    cdef int here(self) except -1
+    cdef int report(self, object error) except -1
     cdef list watchers                  # on our own loop: a Watched for each descriptor that is watched
     cdef int readable(self) except -1
     cdef int writable(self) except -1

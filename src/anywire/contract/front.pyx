@@ -18,6 +18,7 @@ from cpython.ref cimport Py_INCREF
 from cpython.exc cimport PyErr_WarnEx
 from libc.stdint cimport uint32_t
 from anywire.contract.endpoint cimport BLOCKED, DONE, PARTIAL, READ, WRITE, MessageEndpoint, RawEndpoint
+from anywire.engine._pollers cimport Poller
 from anywire.engine._watches cimport Watcher
 from anywire.engine.conditions cimport ERROR, HANGUP
 
@@ -435,7 +436,28 @@ cdef class Watched(Watcher):
         except (SystemExit, KeyboardInterrupt):
             raise
         except BaseException as error:
-            front.loop.call_exception_handler({"message": f"watching {front.end.address} failed", "exception": error})
+            front.report(error)
+        return 0
+
+
+cdef class Seen(Poller):
+    """A connection that our own loop looks at while it polls, so that its peer need not ring."""
+
+    cdef bint here(self) noexcept:
+        cdef Front front = self.front
+        return front.reader is not None and front.reader.waiting() and front.end.something_here()
+
+    cdef bint arm(self) noexcept:
+        cdef Front front = self.front
+        return front.reader is not None and front.reader.waiting() and front.end.arm()
+
+    cdef int ready(self) except -1:
+        try:
+            self.front.here()
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as error:
+            self.front.report(error)
         return 0
 
 
@@ -481,6 +503,8 @@ cdef class Front(Face):
                 self.watch_fd(self.end.read_fd, READ, self._rung)
                 if self.end.death_fd >= 0:
                     self.watch_fd(self.end.death_fd, READ, self._rung)
+                if self.driver.native:
+                    self.be_seen()
             return 0
         if mask & READ and not self.watching_read and self.end.read_fd >= 0:
             self.watch_fd(self.end.read_fd, READ, self._readable)
@@ -495,6 +519,10 @@ cdef class Front(Face):
             if self.watching_read and mask == (READ | WRITE):
                 self.watching_read = False
                 self.end.set_wakeup(None)
+                if self.seen is not None:
+                    self.end.set_polled(False)
+                    self.loop._unpoll(self.seen)
+                    self.seen = None
                 self.unwatch_fd(self.end.read_fd, READ)
                 if self.end.death_fd >= 0:
                     self.unwatch_fd(self.end.death_fd, READ)
@@ -544,6 +572,29 @@ cdef class Front(Face):
             if watched.fd == fd:
                 return watched
         return None
+
+    cdef int be_seen(self) except -1:
+        """Let the loop look for itself, if it polls and the endpoint can be looked at."""
+        cdef Seen seen
+        if self.end.set_polled(True):
+            seen = Seen.__new__(Seen)
+            seen.front = self
+            if self.loop._poll(seen):
+                self.seen = seen
+            else:
+                self.end.set_polled(False)
+        return 0
+
+    cdef int here(self) except -1:
+        """The loop has seen that something is here."""
+        self.end.start_turn()
+        if self.reader is not None and self.reader.waiting():
+            self.reader.waiter.wake()
+        return 0
+
+    cdef int report(self, object error) except -1:
+        self.loop.call_exception_handler({"message": f"watching {self.end.address} failed", "exception": error})
+        return 0
 
     def _readable(self):
         self.readable()

@@ -2,6 +2,7 @@
 from libc.stdint cimport uint32_t, uint64_t
 
 from anywire.engine._figures cimport Meter
+from anywire.engine._pollers cimport Pollers
 from anywire.engine._timers cimport Timer, TimerQueue
 from anywire.engine._wakeup cimport Wakeup
 from anywire.engine._watches cimport Watcher, Watches
@@ -28,9 +29,9 @@ cdef class TimerHandle(Timer):
     cdef readonly bint _cancelled
     cdef readonly object _source_traceback
     cdef object shown
-
     cdef bint unseen                # it isn't tracked by the garbage collector
     cdef bint hidden                # nor is its context
+
 
 # A watcher with something that is to be done before the loop sleeps, such as the writes of one turn.
 cdef class Corked(Watcher):
@@ -50,6 +51,7 @@ cdef class Core:
     cdef bint sleeping              # in the kernel, or on the way there: whoever adds something wakes it
     cdef unsigned int generation    # of forks, when it was made
     cdef double spin                # seconds of polling before it sleeps
+    cdef Pollers pollers            # what it looks at besides
     cdef double looked              # when it last asked the kernel
     cdef double slow                # seconds from which a callback is noted as slow; below 0: nobody measures
     cdef readonly object slow_calls # deque of (name, seconds)

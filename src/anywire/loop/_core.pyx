@@ -24,6 +24,7 @@ from libc.errno cimport EAGAIN, EINTR, errno
 from libc.stdint cimport uint64_t
 
 from anywire.engine._figures cimport LoopFigures, Meter
+from anywire.engine._pollers cimport Poller, Pollers
 from anywire.engine._timers cimport monotonic
 from anywire.engine._wakeup cimport Wakeup, aw_drain, aw_wake
 from anywire.engine.conditions cimport ERROR, HANGUP, ONESHOT, READ, WRITE
@@ -139,8 +140,8 @@ cdef class TimerHandle(Timer):
             self._cancelled = True
             if self.place >= 0 and self.queue is not None:
                 self.queue.cancel_timer(self)
-            if self._loop is not None and self._loop._debug:    # None: the garbage collector was here
                 self.left()
+            if self._loop is not None and self._loop._debug:    # None: the garbage collector was here
                 self.shown = repr(self)
             self._callback = None
             self._args = None
@@ -153,14 +154,14 @@ cdef class TimerHandle(Timer):
         """When it is called, in seconds of the loop's time()."""
         return (<Timer> self).when
 
-    def get_context(self):
     cdef int left(self) except -1:
         settle_timer(self)
         return 0
 
+    def get_context(self):
         """The context in which it is called."""
-        return self._context
         settle_timer(self)
+        return self._context
 
     @property
     def _when(self):
@@ -228,7 +229,6 @@ cdef inline void settle(Handle handle) noexcept:
     show_context(handle)
 
 
-def _run_other(handle):
 cdef inline void hide_timer(TimerHandle handle, bint context) noexcept:
     handle.unseen = True
     handle._loop.unseen += 1
@@ -260,6 +260,7 @@ cdef inline void settle_either(object handle) noexcept:
         settle_timer(handle)
 
 
+def _run_other(handle):
     # A handle of the standard library's own, as it makes them for signals.
     if not handle._cancelled:
         handle._run()
@@ -334,6 +335,7 @@ cdef class Core:
     def __cinit__(self, *args, **options):
         self._closed = True         # until all is here, for __del__
         self.timers = TimerQueue()
+        self.pollers = Pollers()
         self.due = []
         self.corked = []
         self.slow = -1
@@ -411,9 +413,9 @@ cdef class Core:
             self.soon(_run_other, (handle,), None)     # in a context of its own it enters the handle's
 
     cdef int wake(self) except -1:
+        self.sleeping = False       # once is enough: it sees what comes until it has the GIL again
         # An error would be EBADF alone: the loop is closed, and nobody sleeps.
         if self.wakeup.c.read_fd >= 0:
-        self.sleeping = False       # once is enough: it sees what comes until it has the GIL again
             aw_wake(&self.wakeup.c)
         return 0
 
@@ -439,10 +441,10 @@ cdef class Core:
         if self._debug:
             handle._source_traceback = format_helpers.extract_stack(sys._getframe())
         self.timers.add_timer(handle, when)
-        return handle
-
         if self.began and not self._debug:
             hide_timer(handle, context is None)
+        return handle
+
     def call_later(self, delay, callback, *args, context=None):
         """Call `callback(*args)` when `delay` seconds have passed, never before.
 
@@ -500,6 +502,13 @@ cdef class Core:
 
     def _unwatch(self, Watcher watcher not None):
         self.unwatch(watcher)
+
+    def _poll(self, Poller poller not None):
+        """Look at it, too, before sleeping; False if this loop doesn't poll, or has enough to look at."""
+        return self.spin > 0 and self.pollers.add(poller)
+
+    def _unpoll(self, Poller poller not None):
+        self.pollers.remove(poller)
 
     cdef object set_reader(self, object fd, object callback, tuple args, bint writing):
         cdef int number
@@ -782,23 +791,32 @@ cdef class Core:
         """Sleep until a report, a timer or somebody ends it. Returns how many reports there are."""
         cdef int count = 0
         cdef double end
+        cdef bint polling = self.spin > 0 and self.pollers.size() > 0
+        # Not for ever: descriptors have their turn, too.
+        if polling and now - self.looked < LOOK and self.pollers.glance():
+            return 0
         self.show(now, now)
         if self.spin > 0:
             end = now + self.spin
             while now < end:
                 count = self.watches.wait(0)
+                self.looked = now
                 if count:
                     return count
                 with nogil:
                     pass            # others may have the GIL
                 PyErr_CheckSignals()
                 now = monotonic()
-                if self.ready_count or self.timers.is_due(now):
+                if self.ready_count or self.timers.is_due(now) or (polling and self.pollers.glance()):
                     return 0
+            if self.pollers.arm():
+                return 0
         self.sleeps += 1
         self.sleeping = True
         try:
-            return self.watches.wait(self.timers.timeout_ns(now))
+            count = self.watches.wait(self.timers.timeout_ns(now))
+            self.looked = monotonic()
+            return count
         finally:
             self.sleeping = False
 
@@ -812,9 +830,10 @@ cdef class Core:
         if self.ready_count == 0 and not self._stopping and not self.due and not self.timers.is_due(now):
             before = now
             count = self.wait(now)
-            self.looked = now = monotonic()
+            now = monotonic()
             self.slept += now - before
-            self.show(now, 0)
+            if self.looked >= before:
+                self.show(now, 0)
         elif look or now - self.looked >= LOOK:
             self.polls += 1
             count = self.watches.wait(0)
@@ -832,6 +851,8 @@ cdef class Core:
             self.run_ready(ready)
         if count:
             self.watches.dispatch(count)
+        if self.pollers.size():
+            self.pollers.deliver()
         if self.due:
             self.run_due()
         return 0
@@ -862,6 +883,8 @@ cdef class Core:
         cdef bint look = True
         cdef double now
         cdef Handle handle
+        cdef TimerHandle timer
+        cdef Py_ssize_t place
         self.check()
         self.began = monotonic()
         thread = threading.current_thread()
@@ -881,12 +904,16 @@ cdef class Core:
             while handle is not None:
                 settle(handle)
                 handle = handle.next
+            for timer in self.due:
+                settle_timer(timer)
+            place = self.timers.size()
+            while self.unseen and place > 0:        # from the end: there are those that came last
+                place -= 1
+                settle_timer(<TimerHandle> self.timers.timers[place])
             if self.corked:
                 self.flush_all()
 
     # ---- the loop's state ----------------------------------------------------------------------------------------
-        cdef TimerHandle timer
-        cdef Py_ssize_t place
 
     def stop(self):
         """End the run after this turn. What is ready now is still called."""
@@ -902,12 +929,6 @@ cdef class Core:
 
     def get_debug(self):
         """Whether debug mode is on."""
-            for timer in self.due:
-                settle_timer(timer)
-            place = self.timers.size()
-            while self.unseen and place > 0:        # from the end: there are those that came last
-                place -= 1
-                settle_timer(<TimerHandle> self.timers.timers[place])
         return bool(self._debug)
 
     def _check_closed(self):
@@ -939,6 +960,7 @@ cdef class Core:
         self.ready_count = 0
         self.due = []
         self.corked = []
+        self.pollers = Pollers()
         # One by one: their owners may still cancel them, when the garbage collector has cleared the queue.
         while self.timers.size():
             self.timers.take_out(self.timers.size() - 1)

@@ -153,11 +153,23 @@ cdef class ShmEndpoint(ShmSender):
                     r = aw_spin(&inc.ring, NULL, 0, self.spin_ns)
                 if r:
                     return True
+        if self.polled:
+            return False                         # the loop looks, and arms the doorbell before it sleeps
         r = aw_sleep_for_data(&inc.ring)
         if r:
             aw_awake_with_data(&inc.ring)
             return True
         return False
+
+    cdef bint set_polled(self, bint polled) noexcept:
+        self.polled = polled and self.waiting != SLEEP and not self.alone
+        return self.polled
+
+    cdef bint something_here(self) noexcept:
+        return self.inc is not None and aw_has_data(&self.inc.ring) != 0
+
+    cdef bint arm(self) noexcept:
+        return self.inc is not None and aw_sleep_for_data(&self.inc.ring) != 0
 
     cdef int too_large(self, uint64_t n) except -1:
         if self.broken:

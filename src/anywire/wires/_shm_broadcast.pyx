@@ -690,6 +690,9 @@ cdef class SeatedEndpoint(ShmEndpoint):
             self.seat.owner.rang()
         return 0
 
+    cdef bint set_polled(self, bint polled) noexcept:
+        return False                             # a reader says little
+
     # What it is sent goes through `Broadcast.put`.
 
     cdef int put_message(self, object data, bint block) except -1:
@@ -727,6 +730,9 @@ cdef class BroadcastReader(ShmEndpoint):
     def begin(self, bytes greeting):
         """What the first `recv` brings, when the writer let this reader join."""
         self.greeting = greeting
+
+    cdef bint set_polled(self, bint polled) noexcept:
+        return False                             # it is told by the doorbell alone that it was dropped
 
     cdef int need_kept(self) except -1:
         """Raise if this reader was dropped: what was copied before this call may be torn."""

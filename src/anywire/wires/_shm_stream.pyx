@@ -123,6 +123,15 @@ cdef class ShmStream(RawEndpoint):
     cdef bint hung_up(self) noexcept:
         return self.shm.hung_up()
 
+    cdef bint set_polled(self, bint polled) noexcept:
+        return self.shm.set_polled(polled)
+
+    cdef bint something_here(self) noexcept:
+        return self.shm.something_here()
+
+    cdef bint arm(self) noexcept:
+        return self.shm.arm()
+
     cdef int wait_ready(self, int mask, double timeout) except -1:
         return self.shm.wait_ready(mask, timeout)
 
