@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 from anywire.engine.demultiplexers import by_name
 from anywire.loop._core import Core
+from anywire.loop.children import ChildHooks
 from anywire.loop.sockets import SocketHooks
 
 T = TypeVar("T")
@@ -77,7 +78,7 @@ class _Selector:
         pass
 
 
-class Loop(Core, SocketHooks, asyncio.SelectorEventLoop):
+class Loop(Core, SocketHooks, ChildHooks, asyncio.SelectorEventLoop):
     """An asyncio event loop. Everything of asyncio.AbstractEventLoop, on Unix.
 
     Args:
