@@ -1,7 +1,8 @@
-"""The event loop that the suite runs on: asyncio's own, or with ANYWIRE_CONFORMANCE_LOOP=anywire ours, or =polling ours
-that polls before it sleeps.
+"""The event loop that the suite runs on: asyncio's own, or with ANYWIRE_CONFORMANCE_LOOP=anywire ours, or =polling
+ours that polls before it sleeps.
 
-A wire must keep its promises on all; ours takes other ways into the connection (`contract/front.pyx`, `Watched`, `Seen`).
+A wire must keep its promises on all; ours takes other ways into the connection (`contract/front.pyx`: `Watched`,
+`Seen`).
 Peers are processes of their own and inherit the choice.
 """
 

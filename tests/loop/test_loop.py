@@ -374,8 +374,8 @@ def test_the_collector_sees_handles_that_are_held(loop: Loop) -> None:
 
 
 def test_the_collector_sees_timers_that_are_held(loop: Loop) -> None:
-    # Timers of a running loop aren't tracked; one that somebody holds is again, when it is due, cancelled, asked for its
-    # context, or the loop stops.
+    # Timers of a running loop aren't tracked; one that somebody holds is again, when it is due, cancelled, asked for
+    # its context, or the loop stops.
     kept: contextvars.ContextVar[object] = contextvars.ContextVar("kept")
 
     class Holder:

@@ -1,4 +1,4 @@
-"""Shared memory on a loop that polls before it sleeps: it looks into the ring itself, and is rung for only when it sleeps."""
+"""Shared memory on a loop that polls before it sleeps: it looks into the ring, and is rung for only when it sleeps."""
 
 import asyncio
 import contextlib

@@ -1,8 +1,9 @@
 """How the loop hears that a subprocess ended: by a pidfd(2), a descriptor as any other.
 
 From Python 3.12 on that is what asyncio does by itself. In 3.11 its default is a thread for each subprocess; here the
-standard library's own pidfd watcher is used instead, one a loop. The policy's watcher stays what it is, and one that was set
-there (`asyncio.set_child_watcher`) is used. A mix-in of `anywire.loop.Loop`, in front of the standard loop; on its thread.
+standard library's own pidfd watcher is used instead, one a loop. The watcher of the policy stays what it is, and one
+that was set there (`asyncio.set_child_watcher`) is used. A mix-in of `anywire.loop.Loop`, in front of the standard
+loop; on its thread.
 
 What can go wrong: a system without pidfds, or a sandbox that refuses them: then it is as asyncio does it.
 """
