@@ -1,0 +1,45 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False
+"""Ending a blocking System V call: by a deadline, or from another thread. How, and why nothing is lost: interrupt.h.
+
+One `Interrupt` belongs to one call on one thread; `cancel` may come from any thread, before, during or after it. All of
+it runs under the GIL, so a timer is never used after its end. What can go wrong: no timer (EAGAIN: the user's limit of
+pending signals), no free real-time signal (EBUSY).
+"""
+from libc.errno cimport EAGAIN, errno
+from libc.stdint cimport int64_t
+
+from anywire.ipc._system cimport fail
+
+cdef extern from "anywire/ipc/sysv/interrupt.h" nogil:
+    int anywire_timer_make(timer_t* timer, sigset_t* before)
+    int anywire_timer_at(timer_t timer, int64_t moment)
+    void anywire_timer_drop(timer_t timer, const sigset_t* before)
+
+
+cdef class Interrupt:
+    """The means to end one blocking call."""
+
+    def cancel(self):
+        """Make the call return now, with what it has by then. From any thread; also before the call, and twice."""
+        self.cancelled = True
+        if self.ready:
+            anywire_timer_at(self.timer, 1)         # long ago: at once, and again until the call has come back
+
+    cdef int begin(self, int64_t deadline) except -1:
+        if anywire_timer_make(&self.timer, &self.before) < 0:
+            more = "a timer for the wait's end"
+            if errno == EAGAIN:
+                more += "; the limit is the user's of pending signals (ulimit -i)"
+            return fail(errno, None, more)
+        self.ready = True
+        if self.cancelled:
+            anywire_timer_at(self.timer, 1)
+        elif deadline >= 0:
+            anywire_timer_at(self.timer, deadline if deadline > 0 else 1)
+        return 0
+
+    cdef int end(self) except -1:
+        if self.ready:
+            self.ready = False
+            anywire_timer_drop(self.timer, &self.before)
+        return 0

@@ -1,0 +1,25 @@
+from typing_extensions import Buffer
+
+from anywire.ipc.sysv._interrupt import Interrupt
+
+class Cancelled(Exception): ...
+
+class Queue:
+    id: int
+    key: int
+    closed: bool
+    name: str
+    def __init__(self, ident: int, key: int, name: str) -> None: ...
+    def shut(self) -> None: ...
+    def send_message(
+        self, data: Buffer, type: int, timeout: float | None, block: bool, interrupt: Interrupt | None
+    ) -> None: ...
+    def recv_message(
+        self, type: int, excluding: int | None, truncate: int | None, timeout: float | None, block: bool,
+        interrupt: Interrupt | None,
+    ) -> tuple[bytes, int]: ...
+    def recv_message_into(
+        self, buffer: Buffer, type: int, excluding: int | None, truncate: bool, timeout: float | None, block: bool,
+        interrupt: Interrupt | None,
+    ) -> tuple[int, int]: ...
+    def copy_message(self, index: int) -> tuple[bytes, int]: ...
