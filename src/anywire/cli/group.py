@@ -21,6 +21,7 @@ COMMANDS = {
     "cat": "anywire.cli.cat:cat",
     "completion": "anywire.cli.group:completion",
     "demo": "anywire.cli.demo.command:demo",
+    "ipc": "anywire.cli.ipc:ipc",
 }
 
 

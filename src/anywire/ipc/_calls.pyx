@@ -1,5 +1,5 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False
-"""System calls that the standard library lacks: queued signals, signalfd, timerfd, inotify, pidfd_getfd.
+"""System calls that the standard library lacks: queued signals, signalfd, timerfd, inotify, pidfd_getfd, removal by name.
 
 Thin: numbers in, numbers out, an OSError with the object's name for what fails. Times are nanoseconds. Any thread; what can
 wait waits without the GIL. `signals`, `descriptors` and `inotify` make something of them.
@@ -20,9 +20,13 @@ cdef extern from *:
     #ifndef _GNU_SOURCE
     #define _GNU_SOURCE
     #endif
+    #include <mqueue.h>
     #include <signal.h>
     #include <string.h>
     #include <sys/inotify.h>
+    #include <sys/msg.h>
+    #include <sys/sem.h>
+    #include <sys/shm.h>
     #include <sys/signalfd.h>
     #include <sys/syscall.h>
     #include <sys/timerfd.h>
@@ -50,6 +54,9 @@ cdef extern from *:
         return (int) syscall(SYS_pidfd_send_signal, pidfd, number, &info, 0u);
     }
     static int anywire_pidfd_getfd(int pidfd, int fd) { return (int) syscall(SYS_pidfd_getfd, pidfd, fd, 0u); }
+    static int anywire_remove_sysv(int kind, int id) {
+        return kind == 0 ? msgctl(id, IPC_RMID, NULL) : kind == 1 ? semctl(id, 0, IPC_RMID) : shmctl(id, IPC_RMID, NULL);
+    }
     struct anywire_told { int number, code, error, pid, uid, status, value; };
     static int anywire_sigtimedwait(const sigset_t* set, const struct timespec* left, struct anywire_told* told) {
         siginfo_t info;
@@ -72,6 +79,8 @@ cdef extern from *:
         int number, code, error, pid, uid, status, value
     int anywire_sigqueue(pid_t pid, int number, int value) nogil
     int anywire_pidfd_sigqueue(int pidfd, int number, int value) nogil
+    int anywire_remove_sysv(int kind, int id) nogil
+    int c_mq_unlink "mq_unlink"(const char* name) nogil
     int anywire_pidfd_getfd(int pidfd, int fd) nogil
     int anywire_sigtimedwait(const sigset_t* set, const timespec* left, anywire_told* told) nogil
     int sigemptyset(sigset_t* set) nogil
@@ -207,3 +216,15 @@ def inotify_rm_watch(int fd, int watch):
     """End a watch."""
     if c_inotify_rm_watch(fd, watch) < 0:
         fail(errno, None, "inotify_rm_watch")
+
+
+def mq_unlink(bytes name):
+    """Remove the name of a POSIX message queue."""
+    if c_mq_unlink(name) < 0:
+        fail(errno, os.fsdecode(name))
+
+
+def remove_sysv(str kind, int id):
+    """Remove a System V object; `kind` is "msg", "sem" or "shm"."""
+    if anywire_remove_sysv(("msg", "sem", "shm").index(kind), id) < 0:
+        fail(errno, f"{kind}:{id}")
