@@ -65,7 +65,8 @@ def test_they_are_what_they_were(run: Any) -> None:
             assert isinstance(writer, asyncio.StreamWriter)
             assert repr(reader).startswith("<StreamReader")
             assert repr(writer).startswith("<StreamWriter transport=<")
-            for coroutine in (reader.read(1), writer.drain()):
+            reads = (reader.read(1), reader.readexactly(1), reader.readuntil(), reader.readline())
+            for coroutine in (*reads, writer.drain()):
                 assert asyncio.iscoroutine(coroutine)
                 assert "never awaited" not in repr(coroutine)
                 coroutine.close()
@@ -117,6 +118,119 @@ def test_reads_of_all_kinds_in_turn(run: Any) -> None:
             assert await reader.read(10) == b""
             assert await reader.read() == b""
             assert reader.at_eof()
+    run(main())
+
+
+SCRIPT = b"line\nexact||ends;;;rest"
+
+
+async def play(reader: asyncio.StreamReader) -> list[bytes]:
+    return [await reader.readline(), await reader.readexactly(5), await reader.readuntil(b"||"),
+            await reader.readuntil(b";;"), await reader.readline()]
+
+
+@pytest.mark.parametrize("cut", range(len(SCRIPT) + 1))
+def test_every_split_gives_the_same(run: Any, cut: int) -> None:
+    async def main() -> None:
+        async with served() as (reader, _, client):
+            playing = asyncio.ensure_future(play(reader))
+            await waiting(reader)
+            client.send(SCRIPT[:cut])
+            # The other part when this one has been taken: what is left of it stays in the buffer.
+            left = cut - next((end for end in (18, 12, 10, 5) if end <= cut), 0)
+            while len(reader._buffer) != left:
+                await asyncio.sleep(0)
+            client.send(SCRIPT[cut:])
+            client.shutdown(socket.SHUT_WR)
+            assert await playing == [b"line\n", b"exact", b"||", b"ends;;", b";rest"]
+    run(main())
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["here", "while it waits"])
+@pytest.mark.parametrize(("sent", "end", "read", "gives"), [
+    (b"abc", True, lambda r: r.readexactly(4), (asyncio.IncompleteReadError, b"abc", 4)),
+    (b"abc", True, lambda r: r.readuntil(b"z"), (asyncio.IncompleteReadError, b"abc", None)),
+    (b"abc", True, lambda r: r.readline(), b"abc"),
+    (b"", True, lambda r: r.readline(), b""),
+    (b"", True, lambda r: r.readexactly(1), (asyncio.IncompleteReadError, b"", 1)),
+    (b"0123456789z!", False, lambda r: r.readuntil(b"z"), b"0123456789z"),
+    (b"0123456789az!", False, lambda r: r.readuntil(b"z"), (asyncio.LimitOverrunError, 11, b"0123456789az!")),
+    (b"0123456789abc", False, lambda r: r.readuntil(b"z"), (asyncio.LimitOverrunError, 13, b"0123456789abc")),
+    (b"0123456789abc", False, lambda r: r.readuntil(b"yz"), (asyncio.LimitOverrunError, 12, b"0123456789abc")),
+    (b"0123456789a\n!", False, lambda r: r.readline(), (ValueError, b"!")),
+    (b"0123456789abc", False, lambda r: r.readline(), (ValueError, b"")),
+    (b"x" * 5000, False, lambda r: r.readexactly(5000), b"x" * 5000),
+])
+def test_ends_and_limits(run: Any, late: bool, sent: bytes, end: bool, read: Any, gives: Any) -> None:
+    async def main() -> None:
+        async with served(limit=10) as (reader, _, client):
+            if late:
+                reading = asyncio.ensure_future(read(reader))
+                await waiting(reader)
+            client.send(sent)
+            if end:
+                client.shutdown(socket.SHUT_WR)
+            if not late:
+                # Paused at twice the limit: what is beyond it comes when there is room.
+                while not (reader._eof if end else len(reader._buffer) >= min(len(sent), 20)):
+                    await asyncio.sleep(0)
+                reading = asyncio.ensure_future(read(reader))
+            if isinstance(gives, bytes):
+                assert await reading == gives
+                return
+            with pytest.raises(gives[0]) as raised:
+                await reading
+            if gives[0] is asyncio.IncompleteReadError:
+                assert (raised.value.partial, raised.value.expected) == gives[1:]
+                assert reader._buffer == b""
+            elif gives[0] is asyncio.LimitOverrunError:
+                assert raised.value.consumed == gives[1]
+                assert reader._buffer == gives[2]
+            else:
+                assert "limit" in str(raised.value)
+                assert reader._buffer == gives[1]
+    run(main())
+
+
+@pytest.mark.parametrize("read", [lambda r: r.readexactly(10), lambda r: r.readuntil(b";"), lambda r: r.readline()])
+def test_a_cancelled_read_of_more_keeps_what_came(run: Any, read: Any) -> None:
+    async def main() -> None:
+        async with served() as (reader, _, client):
+            for part in (b"first ", b"second"):
+                reading = asyncio.ensure_future(read(reader))
+                await waiting(reader)
+                client.send(part)
+                while not reader._buffer.endswith(part):
+                    await asyncio.sleep(0)
+                reading.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await reading
+                assert reader._waiter is None
+                if part == b"first ":
+                    assert await reader.read(3) == b"fir"
+            assert await reader.readexactly(9) == b"st second"
+    run(main())
+
+
+@pytest.mark.parametrize("bad", [lambda r: r.readexactly(-1), lambda r: r.readuntil(b"")])
+def test_wrong_arguments_are_told(run: Any, bad: Any) -> None:
+    async def main() -> None:
+        async with served() as (reader, _, _):
+            with pytest.raises(ValueError, match="less than zero|at least one-byte"):
+                await bad(reader)
+    run(main())
+
+
+def test_unusual_arguments_are_the_standard_librarys(run: Any) -> None:
+    async def main() -> None:
+        async with served() as (reader, _, client):
+            client.send(b"a;b;\nc")
+            assert await reader.readuntil(bytearray(b";")) == b"a;"
+            assert await reader.readexactly(True) == b"b"
+            assert await reader.readexactly(0) == b""
+            async for line in reader:
+                assert line == b";\n"
+                break
     run(main())
 
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import contextvars
 import gc
+import logging
 import os
 import socket
 import sys
@@ -474,6 +475,47 @@ def test_what_is_written_last_is_sent_though_the_loop_stops(run: Any) -> None:
         await kept[0].get_protocol().lost
     run(end())
     kept[1].close()
+
+
+def test_an_interrupt_in_one_flush_keeps_no_other_from_its_own() -> None:
+    class Interrupting(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            raise KeyboardInterrupt
+
+    loop = anywire.loop.new_event_loop()
+    loop.set_debug(True)                           # then a failed write is logged, within the flush
+    told = Interrupting()
+    log = logging.getLogger("asyncio")
+    level = log.level
+    kept: list[Any] = []
+
+    async def main() -> None:
+        for _ in range(3):
+            kept.append(await connected(Recorder()))
+        log.setLevel(logging.DEBUG)
+        log.addHandler(told)
+        kept[1][1].close()
+        loop.call_soon(lambda: None)               # so that writes wait for the end of the turn
+        for transport, _ in kept:
+            transport.write(b"on its way")
+
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            loop.run_until_complete(main())
+    finally:
+        log.removeHandler(told)
+        log.setLevel(level)
+    loop.run_forever()                             # what was ready stayed so: the end of main() stops this run
+    for _, theirs in (kept[0], kept[2]):
+        assert theirs.recv(100) == b"on its way"
+        theirs.close()
+
+    async def end() -> None:
+        for transport, _ in kept:
+            transport.abort()
+    loop.run_until_complete(end())
+    loop.run_until_complete(asyncio.sleep(0))
+    loop.close()
 
 
 # ---- flow control --------------------------------------------------------------------------------------------------

@@ -8,7 +8,8 @@ cimport cython
 from cpython.buffer cimport PyBUF_WRITABLE, PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from anywire.contract.endpoint cimport BLOCKED, DONE, READ, Loan, MessageEndpoint
 from anywire.contract.endpoint cimport fork_generation as generation
-from anywire.contract.front cimport GIVE_WAY, MUST_WAIT, Front, ReceiveOperation, install, sending
+from anywire.contract.front cimport GIVE_WAY, MUST_WAIT, Front, ReceiveOperation, sending
+from anywire.engine._awaiting cimport install
 
 from anywire.contract.errors import EndOfChannel
 from anywire.contract.loans import loan_array
@@ -25,7 +26,6 @@ cdef enum:
 
 
 @cython.no_gc_clear                              # the collector would drop the view's object and leave it exported
-@cython.freelist(64)
 cdef class Receive(ReceiveOperation):
     cdef int mode
     cdef Py_ssize_t limit

@@ -2,36 +2,23 @@
 from cpython.object cimport PyObject
 from libc.stdint cimport uint64_t
 from anywire.contract.face cimport Face, name_operation
+from anywire.engine._awaiting cimport Awaited, Waiter
 from anywire.engine._pollers cimport Poller
 from anywire.engine._watches cimport Watcher
 
 
-cdef class Waiter:
-    cdef readonly object loop
-    cdef object callback
-    cdef object context
-    cdef object failure
-    cdef bint woken
-    cdef public bint _asyncio_future_blocking
-    cdef int reset(self) except -1
-    cdef int wake(self) except -1
-    cdef int wake_soon(self) except -1
-
-
-cdef class Operation:
+cdef class Operation(Awaited):
     cdef Front front
     cdef Waiter waiter
-    cdef int state
     cdef int mask                       # what it waits for
     cdef object timeout
     cdef object timer
     cdef object alarm                   # of an endpoint that wants to be tried again at some time
-    cdef int step(self, PyObject** result) except -1
+    cdef Waiter wait(self)
     cdef int enter(self) except -1
     cdef object attempt(self)
     cdef int leave(self) except -1
     cdef int let_go(self) except -1
-    cdef int finish(self) except -1
     cdef bint waiting(self) noexcept
 
 
@@ -45,6 +32,7 @@ cdef class SendOperation(Operation):
     cdef int mode
     cdef bint partial
     cdef bint queued
+    cdef object queue(self)
     cdef uint64_t since                 # when it began to wait, nanoseconds
 
 
@@ -84,4 +72,3 @@ cdef class Front(Face):
 cdef object sending(Front front, object data, int mode, object timeout)
 cdef object GIVE_WAY
 cdef object MUST_WAIT
-cdef int install(object kind) except -1

@@ -1,10 +1,9 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False, embedsignature=True
 """Waiting in an event loop, without a Future or a Task per message.
 
-An *operation* (one `recv`, one `send`) is what the caller awaits: a coroutine for asyncio, but an object of its own, so that
-one which can finish at once costs little more than a call. When it must wait it yields a *waiter*: the few methods of a
-Future that asyncio's Task uses. The reader callback of the loop then steps the task directly, saving a trip through
-the ready queue. The wake-up never carries the message: a task that is cancelled after it was woken has taken nothing.
+An *operation* (one `recv`, one `send`) is an `Awaited` of the engine (see `engine/_awaiting.pyx`): it tries first, and waits by
+a *waiter*, which the reader callback of the loop wakes. The wake-up never carries the message: a task that is cancelled after
+it was woken has taken nothing.
 
 Everything here runs on the loop's thread. A send or a close that is awaited in another thread's loop is passed over to it; a
 receive is refused there, because a message that was taken here could not be given back when that task is cancelled.
@@ -12,45 +11,26 @@ receive is refused there, because a message that was taken here could not be giv
 What can go wrong: cancellation at any await (an operation that is thrown into leaves the queues as if it had never waited,
 except that a message half written goes whole); the loop closing under us; a peer that never lets go (time-outs).
 """
-cimport cython
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_INCREF
 from cpython.exc cimport PyErr_WarnEx
 from libc.stdint cimport uint32_t
 from anywire.contract.endpoint cimport BLOCKED, DONE, PARTIAL, READ, WRITE, MessageEndpoint, RawEndpoint
+from anywire.contract.endpoint cimport fork_generation as generation, monotonic_ns
+from anywire.engine._awaiting cimport FINISHED, NEW, NEXT, RETURN, RUNNING, Awaited, Waiter, install
 from anywire.engine._pollers cimport Poller
 from anywire.engine._watches cimport Watcher
 from anywire.engine.conditions cimport ERROR, HANGUP
 
 import asyncio
-from asyncio import CancelledError
 from collections import deque
 
 from anywire.contract.errors import AnywireError, Busy, ChannelClosed, TimedOut
 
 cdef extern from "Python.h":
     unsigned long PyThread_get_thread_ident() noexcept
-    int PyContext_Enter(object context) except -1
-    int PyContext_Exit(object context) except -1
-
-cdef extern from *:
-    """
-    typedef int (*anywire_send)(PyObject*, PyObject*, PyObject**);
-    static int anywire_install(PyObject* type, anywire_send f) {
-        PyTypeObject* t = (PyTypeObject*) type;
-        if (t->tp_as_async == NULL) { PyErr_SetString(PyExc_SystemError, "no async slots"); return -1; }
-        t->tp_as_async->am_send = (sendfunc) f;       /* PyIter_Send() then needs no StopIteration per result */
-        PyType_Modified(t);
-        return 0;
-    }
-    """
-    ctypedef int (*anywire_send)(PyObject*, PyObject*, PyObject**) except -1
-    int anywire_install(object type, anywire_send f) except -1
 
 cdef enum:
-    NEW, RUNNING, FINISHED
-    RETURN = 0               # PYGEN_RETURN, PYGEN_NEXT
-    NEXT = 1
     MOST_TURNS = 64          # system calls in a row before others get a turn
     ONE = 0                  # modes of a send
     MANY = 1
@@ -60,134 +40,12 @@ GIVE_WAY = object()          # results of an attempt besides the value itself
 MUST_WAIT = object()
 
 
-cdef int am_send(PyObject* self, PyObject* argument, PyObject** result) except -1:
-    return (<Operation> self).step(result)
-
-
-cdef int install(object kind) except -1:
-    """Give an operation class the am_send slot, which Cython has no syntax for."""
-    return anywire_install(kind, am_send)
-
-
-cdef class Waiter:
-    """What a waiting operation yields to its Task: just enough of a Future."""
-
-    def __init__(self, loop):
-        self.loop = loop
-
-    def get_loop(self):
-        return self.loop
-
-    def add_done_callback(self, callback, *, context=None):
-        self.callback = callback
-        self.context = context
-        if self.woken:
-            self.wake_soon()
-
-    def remove_done_callback(self, callback):
-        if self.callback is None:
-            return 0
-        self.callback = None
-        return 1
-
-    def done(self):
-        return self.woken
-
-    def cancelled(self):
-        return isinstance(self.failure, CancelledError)
-
-    def result(self):
-        if self.failure is not None:
-            raise self.failure
-
-    def exception(self):
-        return self.failure
-
-    def cancel(self, msg=None):
-        if self.woken:
-            return False
-        self.failure = CancelledError() if msg is None else CancelledError(msg)
-        self.wake_soon()
-        return True
-
-    cdef int reset(self) except -1:
-        self.woken = False
-        self.failure = None
-        self.callback = None
-        self.context = None
-        self._asyncio_future_blocking = True
-        return 0
-
-    cdef int wake(self) except -1:
-        """Step the waiting task now. Only from a callback of the loop, where no other task is running."""
-        cdef object callback = self.callback, context = self.context
-        if self.woken:
-            return 0
-        self.woken = True
-        if callback is None:
-            return 0
-        self.callback = None
-        if context is None:
-            callback(self)
-            return 0
-        try:
-            PyContext_Enter(context)
-        except RuntimeError:           # this very context is running: the loop must do it in its turn
-            self.loop.call_soon(callback, self, context=context)
-            return 0
-        try:
-            callback(self)
-        finally:
-            PyContext_Exit(context)
-        return 0
-
-    cdef int wake_soon(self) except -1:
-        cdef object callback = self.callback
-        self.woken = True
-        if callback is not None:
-            self.callback = None
-            self.loop.call_soon(callback, self, context=self.context)
-        return 0
-
-
-cdef class Operation:
+cdef class Operation(Awaited):
     """One awaited operation. Await it once; `asyncio.create_task` and `wait_for` take it as a coroutine."""
 
     def __dealloc__(self):
         if self.state == NEW and self.front is not None:
             PyErr_WarnEx(RuntimeWarning, "an operation of a channel or stream was never awaited, so it did nothing", 1)
-
-    def __await__(self):
-        return self
-
-    def __iter__(self):
-        return self
-
-    def __next__(self):
-        return self.send(None)
-
-    def send(self, value):
-        cdef PyObject* result = NULL
-        cdef int r = self.step(&result)
-        out = <object> result
-        if result != NULL:
-            decref(result)
-        if r == NEXT:
-            return out
-        raise StopIteration(out)
-
-    def throw(self, kind, value=None, traceback=None):
-        self.finish()
-        if isinstance(kind, BaseException):
-            raise kind
-        if value is None:
-            value = kind()
-        elif not isinstance(value, BaseException):
-            value = kind(value)
-        raise value if traceback is None else value.with_traceback(traceback)
-
-    def close(self):
-        self.finish()
 
     cdef int step(self, PyObject** result) except -1:
         cdef object value
@@ -219,7 +77,7 @@ cdef class Operation:
         result[0] = <PyObject*> value
         return RETURN
 
-    def wait(self):
+    cdef Waiter wait(self):
         if self.waiter is None:
             self.waiter = self.front.take_waiter()
         self.waiter.reset()
@@ -317,7 +175,6 @@ cdef class ReceiveOperation(Operation):
         return 0
 
 
-@cython.freelist(64)
 cdef class SendOperation(Operation):
     """Senders take turns in the order in which they came."""
 
@@ -363,7 +220,7 @@ cdef class SendOperation(Operation):
         end.slot.send_waits += 1
         return self.queue()
 
-    def queue(self):
+    cdef object queue(self):
         cdef Front front = self.front
         if not self.queued:
             if front.senders is None:
@@ -412,12 +269,6 @@ cdef object sending(Front front, object data, int mode, object timeout):
 
 cdef object unchanging(object data):
     return data if isinstance(data, (bytes, str)) else bytes(memoryview(data))
-
-
-cdef extern from "Python.h":
-    void decref "Py_DECREF"(PyObject* o)
-
-from anywire.contract.endpoint cimport fork_generation as generation, monotonic_ns
 
 
 cdef class Watched(Watcher):
@@ -490,8 +341,10 @@ cdef class Front(Face):
     cdef Waiter take_waiter(self):
         cdef Waiter waiter = self.spare
         if waiter is None:
-            return Waiter(self.loop)
-        self.spare = None
+            waiter = Waiter.__new__(Waiter)
+            waiter.loop = self.loop
+        else:
+            self.spare = None
         return waiter
 
     cdef int watch(self, int mask) except -1:

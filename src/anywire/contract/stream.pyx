@@ -8,7 +8,8 @@ from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytearray cimport PyByteArray_AS_STRING
 from cpython.bytes cimport PyBytes_GET_SIZE
 from anywire.contract.endpoint cimport SCRATCH, WRITE, RawEndpoint
-from anywire.contract.front cimport GIVE_WAY, MUST_WAIT, Front, ReceiveOperation, install, sending
+from anywire.contract.front cimport GIVE_WAY, MUST_WAIT, Front, ReceiveOperation, sending
+from anywire.engine._awaiting cimport install
 
 from anywire.contract.errors import EndOfChannel, TooLarge
 
@@ -24,7 +25,6 @@ cdef enum:
 
 
 @cython.no_gc_clear                              # the collector would drop the view's object and leave it exported
-@cython.freelist(64)
 cdef class Read(ReceiveOperation):
     cdef int mode
     cdef Py_ssize_t size, have

@@ -779,12 +779,21 @@ cdef class Core:
         return 0
 
     cdef int flush_all(self) except -1:
+        """All of them have their turn, also after one that raises KeyboardInterrupt or SystemExit; then the first such
+        exception goes on."""
         cdef list corked = self.corked
         cdef Corked one
+        cdef object failure = None
         self.corked = []
         for one in corked:
             one.corked = False
-            one.flush()
+            try:
+                one.flush()
+            except BaseException as error:
+                if failure is None:
+                    failure = error
+        if failure is not None:
+            raise failure
         return 0
 
     cdef int wait(self, double now) except -1:

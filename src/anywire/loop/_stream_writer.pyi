@@ -1,10 +1,10 @@
 from asyncio import StreamWriter
 from typing import final
 
-from anywire.loop._streams import Operation
+from anywire.engine._awaiting import Awaited
 
 @final
-class DrainOperation(Operation):
+class DrainOperation(Awaited):
     __name__: str
     __qualname__: str
 

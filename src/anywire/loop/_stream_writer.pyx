@@ -10,7 +10,7 @@ cimport cython
 from cpython.exc cimport PyErr_WarnEx
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_INCREF
-from anywire.loop._streams cimport NEXT, RETURN, Operation, install
+from anywire.engine._awaiting cimport FINISHED, NEW, RETURN, RUNNING, Awaited, install
 from anywire.loop._transport cimport StreamTransport
 
 from asyncio.streams import StreamWriter
@@ -18,15 +18,12 @@ from asyncio.streams import StreamWriter
 cdef extern from "Python.h":
     int PyIter_Send(object iterator, object value, PyObject** result) except -1
 
-cdef enum:
-    NEW, WAITING, FINISHED
-
 _standard_drain = StreamWriter.drain
 _standard_write = StreamWriter.write
 
 
 @cython.final
-cdef class DrainOperation(Operation):
+cdef class DrainOperation(Awaited):
     """`StreamWriter.drain()`: looks, and is done, or becomes the standard coroutine."""
     cdef object writer, coroutine
 
@@ -45,7 +42,7 @@ cdef class DrainOperation(Operation):
                 result[0] = <PyObject*> None
                 return RETURN
             self.coroutine = _standard_drain(self.writer)
-            self.state = WAITING
+            self.state = RUNNING
         elif self.state == FINISHED:
             raise RuntimeError("cannot reuse already awaited coroutine")
         return self.went_on(PyIter_Send(self.coroutine, None, result))
@@ -67,12 +64,12 @@ cdef class DrainOperation(Operation):
         return reader is None or reader._exception is None
 
     def throw(self, *error):
-        if self.state != WAITING:
-            return Operation.throw(self, *error)
+        if self.state != RUNNING:
+            return Awaited.throw(self, *error)
         return self.coroutine.throw(*error)
 
     def close(self):
-        if self.state == WAITING:
+        if self.state == RUNNING:
             self.coroutine.close()
         self.state = FINISHED
 

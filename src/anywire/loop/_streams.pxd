@@ -1,37 +1,29 @@
 # The standard library's StreamReader, fed and read without calls into Python.
 from cpython.object cimport PyObject
-
-cdef enum:
-    RETURN = 0               # PYGEN_RETURN, PYGEN_NEXT of PyIter_Send
-    NEXT = 1
+from anywire.engine._awaiting cimport Awaited, Waiter
 
 
-cdef class ReadWaiter:
-    cdef ReadOperation operation
-    cdef object loop, callback, context, failure
-    cdef public bint _asyncio_future_blocking
-    cdef bint woken
-    cdef int wake(self) except -1
-    cdef int wake_soon(self) except -1
-
-
-cdef class Operation:
-    cdef int state
-    cdef int step(self, PyObject** result) except -1
-    cdef int finish(self) except -1
-
-
-cdef class ReadOperation(Operation):
+cdef class ReadOperation(Awaited):
     cdef object reader, value
-    cdef ReadWaiter waiter
-    cdef Py_ssize_t most
-    cdef object begin(self)
-    cdef object take(self)
+    cdef Waiter waiter
+    cdef int kind
+    cdef Py_ssize_t most                # SOME: at most so many bytes; EXACTLY: so many
+    cdef bytes separator                # UNTIL, LINE: bytes that end it
+    cdef Py_ssize_t searched            # it begins in no earlier place of the reader's buffer
+    cdef object attempt(self)
+    cdef object attempt_until(self)
+    cdef Waiter wait(self)
+    cdef Py_ssize_t find(self, object buffer) except -2
+    cdef object take(self, Py_ssize_t n)
+    cdef object partial(self, object expected)
+    cdef object over_limit(self, bint found, Py_ssize_t consumed)
+    cdef Py_ssize_t enough(self, const char* start, Py_ssize_t size) except -1
+    cdef bint satisfied(self) except -1
 
 
-cdef int install(object kind) except -1
 cdef object stream_of(object protocol)
 cdef ReadOperation waiting_in(object reader)
 cdef int deliver(object reader, ReadOperation operation, object data) except -1
-cdef int buffer(object reader, const char* start, Py_ssize_t size) except -1
-cdef int feed(object reader, const char* start, Py_ssize_t size) except -1
+cdef int buffer(object reader, const char* start, Py_ssize_t size, bint pause) except -1
+cdef int feed(object reader, ReadOperation operation, const char* start, Py_ssize_t size) except -1
+cdef Py_ssize_t direct(ReadOperation operation) noexcept

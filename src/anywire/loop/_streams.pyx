@@ -4,254 +4,210 @@
 asyncio is neither patched nor replaced. A connection whose protocol is exactly `asyncio.StreamReaderProtocol` with exactly an
 `asyncio.StreamReader`, none of whose methods somebody has changed, is served directly: `feed` does what
 `StreamReader.feed_data` does (CPython 3.11 to 3.13), and the reader becomes an instance of a subclass of its own class whose
-`read` is native. All other methods, and the reader's state, are the standard ones, so that both can be mixed.
+`read`, `readexactly`, `readuntil` and `readline` are native. All other methods, and the reader's state, are the standard
+ones, so that both can be mixed.
 
-`read(n)` gives an awaitable that is a coroutine for asyncio. If it must wait, it yields a `ReadWaiter`, the few methods of a
-Future that a Task and the StreamReader use. When bytes come while it waits and none are buffered, they are made into the
-result at once and the task goes on within the report of the descriptor: no buffer, no Future, no turn of the loop between.
-Bytes that were promised to a task which is cancelled before it runs go back to the front of the reader's buffer.
-On the loop's thread.
+A read gives an awaitable that is a coroutine for asyncio. If it must wait, it yields a `Waiter`, which the StreamReader has
+where it keeps its Future. When enough bytes come while it waits and none are buffered, they are made into the result at once
+and the task goes on within the report of the descriptor: no buffer, no Future, no turn of the loop between. When not enough
+come, the task is not woken. Bytes that were promised to a task which is cancelled before it runs go back to the front of the
+reader's buffer. On the loop's thread.
 """
 cimport cython
 from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_CheckExact, PyByteArray_GET_SIZE, PyByteArray_Resize
-from cpython.bytes cimport PyBytes_FromStringAndSize
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.exc cimport PyErr_WarnEx
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_INCREF
 from libc.string cimport memcpy
+from anywire.engine._awaiting cimport FINISHED, NEW, NEXT, RETURN, RUNNING, Awaited, Waiter, install
 
-import asyncio
-from asyncio import CancelledError
+from asyncio import IncompleteReadError, LimitOverrunError
 from asyncio.streams import StreamReader, StreamReaderProtocol
 
 cdef extern from "Python.h":
-    int PyContext_Enter(object context) except -1
-    int PyContext_Exit(object context) except -1
-    void drop "Py_DECREF"(PyObject* object)
-
-cdef extern from *:
     """
-    typedef int (*anywire_stream_send)(PyObject*, PyObject*, PyObject**);
-    static int anywire_stream_install(PyObject* type, anywire_stream_send f) {
-        PyTypeObject* t = (PyTypeObject*) type;
-        if (t->tp_as_async == NULL) { PyErr_SetString(PyExc_SystemError, "no async slots"); return -1; }
-        t->tp_as_async->am_send = (sendfunc) f;       /* PyIter_Send() then needs no StopIteration per result */
-        PyType_Modified(t);
-        return 0;
-    }
+    #include <string.h>      /* memmem(3) is there because Python.h asks for all of the C library */
     """
-    ctypedef int (*anywire_stream_send)(PyObject*, PyObject*, PyObject**) except -1
-    int anywire_stream_install(object type, anywire_stream_send f) except -1
+    long PyLong_AsLongAndOverflow(object n, int* overflow) noexcept
+    void* memmem(const void* in_, size_t size, const void* what, size_t length) noexcept nogil
 
 cdef enum:
-    NEW, WAITING, FINISHED
+    SOME, EXACTLY, UNTIL, LINE          # what a ReadOperation reads
 
-
-cdef int am_send(PyObject* self, PyObject* argument, PyObject** result) except -1:
-    return (<Operation> self).step(result)
-
-
-cdef int install(object kind) except -1:
-    """Give a class of operations the am_send slot, which Cython has no syntax for."""
-    return anywire_stream_install(kind, am_send)
-
-
-@cython.freelist(64)
-cdef class ReadWaiter:
-    """What a waiting `read` yields to its Task, and what the StreamReader has as its `_waiter`."""
-
-    def get_loop(self):
-        return self.loop
-
-    def add_done_callback(self, callback, *, context=None):
-        self.callback = callback
-        self.context = context
-        if self.woken:
-            self.wake_soon()
-
-    def remove_done_callback(self, callback):
-        if self.callback is None:
-            return 0
-        self.callback = None
-        return 1
-
-    def done(self):
-        return self.woken
-
-    def cancelled(self):
-        return isinstance(self.failure, CancelledError)
-
-    def result(self):
-        if self.failure is not None:
-            raise self.failure
-
-    def exception(self):
-        return self.failure
-
-    def cancel(self, msg=None):
-        if self.woken:
-            return False
-        self.failure = CancelledError() if msg is None else CancelledError(msg)
-        self.wake_soon()
-        return True
-
-    def set_result(self, result):
-        if self.woken:
-            raise asyncio.InvalidStateError("invalid state")
-        self.wake_soon()
-
-    def set_exception(self, exception):
-        if self.woken:
-            raise asyncio.InvalidStateError("invalid state")
-        self.failure = exception() if isinstance(exception, type) else exception
-        self.wake_soon()
-
-    cdef int wake(self) except -1:
-        """Let the task go on now. Only from a report of the loop, where no other task is running."""
-        cdef object callback = self.callback, context = self.context
-        if callback is None or context is None:
-            return self.wake_soon()
-        try:
-            PyContext_Enter(context)
-        except RuntimeError:                       # this very context is running: the loop must do it in its turn
-            return self.wake_soon()
-        self.woken = True
-        self.callback = None
-        try:
-            callback(self)
-        finally:
-            PyContext_Exit(context)
-        return 0
-
-    cdef int wake_soon(self) except -1:
-        cdef object callback = self.callback
-        self.woken = True
-        if callback is not None:
-            self.callback = None
-            self.loop.call_soon(callback, self, context=self.context)
-        return 0
-
-
-cdef class Operation:
-    """An awaitable that is a coroutine for asyncio, and costs little more than a call when it need not wait."""
-
-    def __await__(self):
-        return self
-
-    def __iter__(self):
-        return self
-
-    def __next__(self):
-        return self.send(None)
-
-    def send(self, value):
-        cdef PyObject* result = NULL
-        cdef int r = self.step(&result)
-        out = <object> result
-        drop(result)
-        if r == NEXT:
-            return out
-        raise StopIteration(out)
-
-    def throw(self, kind, value=None, traceback=None):
-        self.finish()
-        if isinstance(kind, BaseException):
-            raise kind
-        if value is None:
-            value = kind()
-        elif not isinstance(value, BaseException):
-            value = kind(value)
-        raise value if traceback is None else value.with_traceback(traceback)
-
-    def close(self):
-        self.finish()
-
-    cdef int step(self, PyObject** result) except -1:
-        return RETURN
-
-    cdef int finish(self) except -1:
-        self.state = FINISHED
-        return 0
+cdef tuple NAMES = ("read", "readexactly", "readuntil", "readline")
 
 
 @cython.final
-cdef class ReadOperation(Operation):
-    """`StreamReader.read(n)` for n > 0."""
+cdef class ReadOperation(Awaited):
+    """`StreamReader.read(n)` and `readexactly(n)` for n > 0, `readuntil(separator)`, `readline()`."""
 
-    __name__ = "read"
-    __qualname__ = "StreamReader.read"
+    @property
+    def __name__(self):
+        return NAMES[self.kind]
+
+    @property
+    def __qualname__(self):
+        return f"StreamReader.{NAMES[self.kind]}"
 
     def __dealloc__(self):
         if self.state == NEW:
-            PyErr_WarnEx(RuntimeWarning, "coroutine 'StreamReader.read' was never awaited", 1)
+            PyErr_WarnEx(RuntimeWarning, f"coroutine 'StreamReader.{NAMES[self.kind]}' was never awaited".encode(), 1)
 
     cdef int step(self, PyObject** result) except -1:
-        cdef object value = None
-        cdef ReadWaiter waiter
-        if self.state == NEW:
-            try:
-                value = self.begin()
-            except BaseException:
-                self.state = FINISHED
-                raise
-            if self.state == WAITING:
-                Py_INCREF(value)
-                result[0] = <PyObject*> value
-                return NEXT
-        elif self.state == WAITING:
-            self.state = FINISHED
-            waiter = self.waiter
-            self.waiter = None
-            waiter.operation = None
-            if self.reader._waiter is waiter:
-                self.reader._waiter = None
-            if waiter.failure is not None:
-                raise waiter.failure
-            value = self.value if self.value is not None else self.take()
-        else:
+        cdef object value
+        cdef Waiter waiter
+        cdef bint again = False
+        if self.state == FINISHED:
             raise RuntimeError("cannot reuse already awaited coroutine")
+        try:
+            if self.state == NEW:
+                self.state = RUNNING
+                error = self.reader._exception
+                if error is not None:
+                    raise error
+            else:
+                waiter = self.waiter
+                self.waiter = None
+                waiter.owner = None
+                if self.reader._waiter is waiter:
+                    self.reader._waiter = None
+                if waiter.failure is not None:
+                    raise waiter.failure
+                again = True
+            value = self.value
+            if value is None:
+                value = self.attempt()
+                if value is None:
+                    if again and self.reader._exception is not None:
+                        raise self.reader._exception     # the connection was lost after it was woken: nobody wakes it again
+                    value = self.wait()
+                    Py_INCREF(value)
+                    result[0] = <PyObject*> value
+                    return NEXT
+        except BaseException:
+            self.state = FINISHED
+            raise
+        self.state = FINISHED
         Py_INCREF(value)
         result[0] = <PyObject*> value
         return RETURN
 
-    cdef object begin(self):
-        """The bytes that are here, or the waiter to be yielded."""
+    cdef Waiter wait(self):
         cdef object reader = self.reader
-        cdef ReadWaiter waiter
-        error = reader._exception
-        if error is not None:
-            raise error
-        if reader._buffer or reader._eof:
-            self.state = FINISHED
-            return self.take()
+        cdef Waiter waiter
         if reader._waiter is not None:
-            raise RuntimeError("read() called while another coroutine is already waiting for incoming data")
+            raise RuntimeError(f"{NAMES[min(self.kind, <int> UNTIL)]}() called while another coroutine is already waiting for "
+                               "incoming data")
         if reader._paused:
             reader._paused = False
             reader._transport.resume_reading()
-        waiter = ReadWaiter.__new__(ReadWaiter)
+        waiter = Waiter.__new__(Waiter)
         waiter.loop = reader._loop
-        waiter.operation = self
+        waiter.owner = self
         waiter._asyncio_future_blocking = True
         reader._waiter = self.waiter = waiter
-        self.state = WAITING
         return waiter
 
-    cdef object take(self):
-        """Up to `most` bytes from the front of the reader's buffer."""
+    cdef object attempt(self):
+        """The result, of what is buffered; or None."""
+        cdef object reader = self.reader
+        cdef Py_ssize_t size = PyByteArray_GET_SIZE(reader._buffer)
+        if self.kind == SOME:
+            return self.take(min(self.most, size)) if size or reader._eof else None
+        if self.kind == EXACTLY:
+            if size >= self.most:
+                return self.take(self.most)
+            return self.partial(self.most) if reader._eof else None
+        return self.attempt_until()
+
+    cdef object attempt_until(self):
+        """As StreamReader.readuntil and readline: where the separator begins must not be beyond the reader's limit."""
+        cdef object reader = self.reader
+        cdef Py_ssize_t limit = reader._limit, length = PyBytes_GET_SIZE(self.separator), found
+        found = self.find(reader._buffer)
+        if found < 0:
+            if self.searched > limit:
+                return self.over_limit(False, self.searched)
+            return self.partial(None) if reader._eof else None
+        if found > limit:
+            return self.over_limit(True, found)
+        return self.take(found + length)
+
+    cdef Py_ssize_t find(self, object buffer) except -2:
+        """Where the separator begins in the buffer; -1: nowhere, and `searched` says how far that is known."""
+        cdef Py_ssize_t size = PyByteArray_GET_SIZE(buffer), length = PyBytes_GET_SIZE(self.separator)
+        cdef char* start = PyByteArray_AS_STRING(buffer)
+        cdef char* place
+        if self.searched > size:
+            self.searched = 0                      # another task has taken what was there
+        place = <char*> memmem(start + self.searched, size - self.searched, PyBytes_AS_STRING(self.separator), length)
+        if place != NULL:
+            return place - start
+        if size - self.searched >= length:
+            self.searched = size + 1 - length
+        return -1
+
+    cdef object take(self, Py_ssize_t n):
+        """`n` bytes from the front of the reader's buffer."""
         cdef object reader = self.reader, buffer = reader._buffer, data
-        cdef Py_ssize_t size = PyByteArray_GET_SIZE(buffer), n = min(self.most, size)
         data = PyBytes_FromStringAndSize(PyByteArray_AS_STRING(buffer), n)
-        del buffer[:n]
+        if n:
+            del buffer[:n]
         if reader._paused:
             reader._maybe_resume_transport()
         return data
 
+    cdef object partial(self, object expected):
+        """The end came too early: what is there goes with the error, or is the last line."""
+        cdef object buffer = self.reader._buffer
+        data = bytes(buffer)
+        buffer.clear()
+        if self.kind == LINE:
+            return data
+        raise IncompleteReadError(data, expected)
+
+    cdef object over_limit(self, bint found, Py_ssize_t consumed):
+        cdef object reader = self.reader
+        cdef str text = ("Separator is found, but chunk is longer than limit" if found else
+                         "Separator is not found, and chunk exceed the limit")
+        if self.kind == UNTIL:
+            raise LimitOverrunError(text, consumed)
+        if found:
+            del reader._buffer[:consumed + PyBytes_GET_SIZE(self.separator)]
+        else:
+            reader._buffer.clear()
+        reader._maybe_resume_transport()
+        raise ValueError(text)
+
+    # While it waits, when bytes come:
+
+    cdef Py_ssize_t enough(self, const char* start, Py_ssize_t size) except -1:
+        """How many of these bytes are its result, when nothing is buffered; 0: they are too few, or too many."""
+        cdef const char* place
+        if self.kind == SOME:
+            return min(size, self.most)
+        if self.kind == EXACTLY:
+            return self.most if size >= self.most else 0
+        place = <const char*> memmem(start, size, PyBytes_AS_STRING(self.separator), PyBytes_GET_SIZE(self.separator))
+        if place == NULL or place - start > <Py_ssize_t> self.reader._limit:
+            return 0
+        return place - start + PyBytes_GET_SIZE(self.separator)
+
+    cdef bint satisfied(self) except -1:
+        """Whether what is buffered ends its wait."""
+        cdef object buffer = self.reader._buffer
+        if self.kind == SOME:
+            return True
+        if self.kind == EXACTLY:
+            return PyByteArray_GET_SIZE(buffer) >= self.most
+        return self.find(buffer) >= 0 or self.searched > <Py_ssize_t> self.reader._limit
+
     cdef int finish(self) except -1:
-        cdef ReadWaiter waiter = self.waiter
-        if self.state == WAITING:
+        cdef Waiter waiter = self.waiter
+        if self.state == RUNNING and waiter is not None:
             self.waiter = None
-            waiter.operation = None
+            waiter.owner = None
             if self.reader._waiter is waiter:
                 self.reader._waiter = None
             if self.value is not None:             # promised, and not taken
@@ -261,25 +217,51 @@ cdef class ReadOperation(Operation):
         return 0
 
 
-install(Operation)
 install(ReadOperation)
 
 _standard_read = StreamReader.read
+_standard_readexactly = StreamReader.readexactly
+_standard_readuntil = StreamReader.readuntil
+
+
+cdef Py_ssize_t size_of(object n) noexcept:
+    """`n`, if it is an int that a native read takes; else 0."""
+    cdef int overflow = 0
+    cdef long size = PyLong_AsLongAndOverflow(n, &overflow) if type(n) is int else 0
+    return size if size > 0 and not overflow else 0
+
+
+cdef ReadOperation reading(object reader, int kind, Py_ssize_t most, bytes separator):
+    cdef ReadOperation operation = ReadOperation.__new__(ReadOperation)
+    operation.reader = reader
+    operation.kind = kind
+    operation.most = most
+    operation.separator = separator
+    return operation
 
 
 class _StreamReader(StreamReader):
-    """A StreamReader of the standard library whose `read` is native."""
+    """A StreamReader of the standard library whose reading is native. What is unusual it leaves to the standard methods."""
 
     def read(self, n=-1):
-        cdef ReadOperation operation
-        if type(n) is not int or n <= 0 or n > 1 << 62:
-            return _standard_read(self, n)
-        operation = ReadOperation.__new__(ReadOperation)
-        operation.reader = self
-        operation.most = n
-        return operation
+        cdef Py_ssize_t size = size_of(n)
+        return reading(self, SOME, size, None) if size else _standard_read(self, n)
 
-    read.__doc__ = StreamReader.read.__doc__
+    def readexactly(self, n):
+        cdef Py_ssize_t size = size_of(n)
+        return reading(self, EXACTLY, size, None) if size else _standard_readexactly(self, n)
+
+    def readuntil(self, separator=b"\n"):
+        if type(separator) is not bytes or not separator:
+            return _standard_readuntil(self, separator)
+        return reading(self, UNTIL, 0, separator)
+
+    def readline(self):
+        return reading(self, LINE, 0, b"\n")
+
+
+for _method in (_StreamReader.read, _StreamReader.readexactly, _StreamReader.readuntil, _StreamReader.readline):
+    _method.__doc__ = getattr(StreamReader, _method.__name__).__doc__
 
 
 _StreamReader.__name__ = _StreamReader.__qualname__ = "StreamReader"
@@ -287,7 +269,8 @@ _StreamReader.__name__ = _StreamReader.__qualname__ = "StreamReader"
 # What they were when this module was loaded: a changed class is left to its own methods.
 cdef tuple ORIGINALS = tuple(
     (kind, name, getattr(kind, name)) for kind, names in (
-        (StreamReader, ("feed_data", "_wakeup_waiter", "read", "_wait_for_data", "_maybe_resume_transport")),
+        (StreamReader, ("feed_data", "_wakeup_waiter", "read", "readexactly", "readuntil", "readline", "_wait_for_data",
+                        "_maybe_resume_transport")),
         (StreamReaderProtocol, ("data_received", "_stream_reader")),
     ) for name in names)
 
@@ -311,39 +294,58 @@ cdef object stream_of(object protocol):
 
 
 cdef ReadOperation waiting_in(object reader):
-    """The `read` that waits for the very next bytes, or None: another method waits, nobody does, or bytes are buffered."""
+    """The native read that waits, or None: nobody does, or something else."""
     cdef object waiter = reader._waiter
-    if type(waiter) is not ReadWaiter or (<ReadWaiter> waiter).woken or reader._buffer or reader._eof:
+    if type(waiter) is not Waiter or (<Waiter> waiter).woken:
         return None
-    return (<ReadWaiter> waiter).operation
+    return (<Waiter> waiter).owner
+
+
+cdef Py_ssize_t direct(ReadOperation operation) noexcept:
+    """How large a `bytes` may be that is read into directly and becomes its result, when nothing is buffered; else 0."""
+    return operation.most if operation.kind == SOME else 0
 
 
 cdef int deliver(object reader, ReadOperation operation, object data) except -1:
-    """Hand bytes, no more than it asked for, to the `read` that waits, and let its task go on."""
+    """Hand its result to the read that waits, and let its task go on."""
     operation.value = data
     reader._waiter = None
     return operation.waiter.wake()
 
 
-cdef int buffer(object reader, const char* start, Py_ssize_t size) except -1:
+cdef int buffer(object reader, const char* start, Py_ssize_t size, bint pause) except -1:
     """Append to the reader's buffer, and stop the transport when there is too much."""
     cdef object room = reader._buffer
     cdef Py_ssize_t before = PyByteArray_GET_SIZE(room)
     PyByteArray_Resize(room, before + size)
     memcpy(PyByteArray_AS_STRING(room) + before, start, size)
-    if before + size > 2 * reader._limit and not reader._paused and reader._transport is not None:
+    if pause and before + size > 2 * reader._limit and not reader._paused and reader._transport is not None:
         reader._transport.pause_reading()
         reader._paused = True
     return 0
 
 
-cdef int feed(object reader, const char* start, Py_ssize_t size) except -1:
-    """`StreamReader.feed_data` of the `size` > 0 bytes at `start`."""
+cdef int feed(object reader, ReadOperation operation, const char* start, Py_ssize_t size) except -1:
+    """`StreamReader.feed_data` of the `size` > 0 bytes at `start`; `operation` waits for them, or None."""
     cdef object waiter
+    cdef Py_ssize_t enough = 0
     if reader._eof or not PyByteArray_CheckExact(reader._buffer):
         reader.feed_data(PyBytes_FromStringAndSize(start, size))
         return 0
-    buffer(reader, start, size)
+    if operation is not None:
+        if PyByteArray_GET_SIZE(reader._buffer) == 0:
+            enough = operation.enough(start, size)
+        if enough:
+            if enough < size:
+                buffer(reader, start + enough, size - enough, True)
+            return deliver(reader, operation, PyBytes_FromStringAndSize(start, enough))
+        buffer(reader, start, size, False)
+        if operation.satisfied():
+            buffer(reader, start, 0, True)         # it may be more than it takes
+            reader._waiter = None
+            operation.waiter.wake()
+        return 0
+    buffer(reader, start, size, True)
     waiter = reader._waiter
     if waiter is not None:
         reader._waiter = None

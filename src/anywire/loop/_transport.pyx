@@ -29,7 +29,7 @@ from anywire.engine.conditions cimport READ, WRITE
 from anywire.loop._core cimport BUDGET, Core, Corked
 from anywire.loop._outgoing cimport MOST_PIECES, Outgoing, iovec
 from anywire.loop._socket_names cimport SocketName, name_of, sockaddr, sockaddr_storage, socklen_t
-from anywire.loop._streams cimport ReadOperation, buffer, deliver, feed, stream_of, waiting_in
+from anywire.loop._streams cimport ReadOperation, deliver, direct, feed, stream_of, waiting_in
 
 import asyncio
 import socket as sockets
@@ -629,8 +629,9 @@ cdef class StreamTransport(Corked):
         while True:
             operation = waiting_in(reader)
             data = None
-            if operation is not None and operation.most >= SCRATCH and self.appetite > SCRATCH:
-                asked = min(operation.most, <Py_ssize_t> BUDGET)
+            if (self.appetite > SCRATCH and operation is not None and direct(operation) >= SCRATCH
+                    and not reader._buffer and not reader._eof):
+                asked = min(direct(operation), <Py_ssize_t> BUDGET)
                 room = new_bytes(NULL, asked)
                 got = recv(self.file, PyBytes_AS_STRING(<object> room), asked, MSG_DONTWAIT)
                 e = errno
@@ -650,13 +651,9 @@ cdef class StreamTransport(Corked):
             total += got
             self.appetite = BUDGET if got >= SCRATCH >> 2 else SCRATCH
             try:
-                if operation is None:
-                    feed(reader, scratch, got)
+                if data is None:
+                    feed(reader, operation, scratch, got)
                 else:
-                    if data is None:
-                        data = PyBytes_FromStringAndSize(scratch, min(got, operation.most))
-                        if got > operation.most:
-                            buffer(reader, scratch + operation.most, got - operation.most)
                     deliver(reader, operation, data)
             except (SystemExit, KeyboardInterrupt):
                 raise
