@@ -8,7 +8,7 @@ cimport cython
 from cpython.buffer cimport PyBUF_WRITABLE, PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from anywire.contract.endpoint cimport BLOCKED, DONE, READ, Loan, MessageEndpoint
 from anywire.contract.endpoint cimport fork_generation as generation
-from anywire.contract.front cimport GIVE_WAY, MUST_WAIT, Front, ReceiveOperation, sending
+from anywire.contract.front cimport GIVE_WAY, MUST_WAIT, Front, ReceiveOperation, sending, unused
 from anywire.engine._awaiting cimport install
 
 from anywire.contract.errors import EndOfChannel
@@ -92,7 +92,12 @@ cdef class Channel(Front):
     a message. See docs/design/interfaces.md for the whole contract."""
 
     cdef inline Receive receive(self, int mode, object timeout):
-        cdef Receive op = Receive.__new__(Receive)
+        cdef Receive op = <Receive> self.spare_reader
+        if op is not None and unused(op):
+            self.spare_reader = None
+            op.state = 0
+        else:
+            op = Receive.__new__(Receive)
         op.front = self
         op.mode = mode
         op.timeout = timeout

@@ -709,7 +709,11 @@ cdef class BytePump(MessageEndpoint):
             p = b""                # memcpy(3) may not be given NULL, not even for nothing
         if head_size == 0:
             head = b""
-        if n + head_size <= sizeof(joined):
+        if head_size == 0:
+            v[0].iov_base = <void*> p
+            v[0].iov_len = n
+            count = 1
+        elif n + head_size <= sizeof(joined):
             memcpy(joined, head, head_size)
             memcpy(joined + head_size, p, n)
             v[0].iov_base = joined
@@ -724,10 +728,7 @@ cdef class BytePump(MessageEndpoint):
         self.writing = True
         self.turns += 1
         try:
-            if head_size == 0 and count == 2:
-                done = self.bytes.write(&v[1], 1, block)
-            else:
-                done = self.bytes.write(v, count, block)
+            done = self.bytes.write(v, count, block)
         except OSError as error:
             self.on_io_error(error)
             return -1

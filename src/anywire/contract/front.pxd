@@ -19,6 +19,7 @@ cdef class Operation(Awaited):
     cdef object attempt(self)
     cdef int leave(self) except -1
     cdef int let_go(self) except -1
+    cdef int rest(self) except -1
     cdef bint waiting(self) noexcept
 
 
@@ -50,6 +51,8 @@ cdef class Front(Face):
     cdef unsigned long thread
     cdef Waiter spare                   # the waiter of the last operation that waited, for the next one
     cdef Operation reader
+    cdef ReceiveOperation spare_reader  # the last ones, for the next ones
+    cdef SendOperation spare_sender
     cdef object senders                 # deque of operations that wait for room, oldest first
     cdef bint watching_read, watching_write, notified
     cdef bint elsewhere(self) noexcept
@@ -69,6 +72,7 @@ cdef class Front(Face):
     cdef int unwatch(self, int mask) except -1
     cdef Waiter take_waiter(self)
 
+cdef bint unused(object operation) noexcept
 cdef object sending(Front front, object data, int mode, object timeout)
 cdef object GIVE_WAY
 cdef object MUST_WAIT

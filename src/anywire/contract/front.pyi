@@ -1,6 +1,5 @@
 from asyncio import AbstractEventLoop, Future
 from collections.abc import Awaitable, Callable
-from contextvars import Context
 from types import TracebackType
 from typing import Any, Self, TypeVar
 

@@ -28,6 +28,7 @@ from collections import deque
 from anywire.contract.errors import AnywireError, Busy, ChannelClosed, TimedOut
 
 cdef extern from "Python.h":
+    Py_ssize_t Py_REFCNT(object object) noexcept
     unsigned long PyThread_get_thread_ident() noexcept
 
 cdef enum:
@@ -65,8 +66,8 @@ cdef class Operation(Awaited):
                 result[0] = <PyObject*> value
                 return NEXT
         except BaseException as error:
+            name_operation(error, self.name())       # before it forgets whose it is
             self.finish()
-            name_operation(error, self.name())
             raise
         if value is GIVE_WAY:
             Py_INCREF(None)
@@ -135,9 +136,16 @@ cdef class Operation(Awaited):
                 self.waiter = None
                 if waiter.failure is None:
                     self.front.spare = waiter
+            self.timeout = None
+            self.rest()
         else:
             self.state = FINISHED
             self.let_go()
+        return 0
+
+    cdef int rest(self) except -1:
+        """It is over: the front may use the object again for the next operation, when nobody else has it any more. It
+        forgets the front, which it would else keep alive by a cycle."""
         return 0
 
     cdef int let_go(self) except -1:
@@ -147,6 +155,11 @@ cdef class Operation(Awaited):
 
     cdef bint waiting(self) noexcept:
         return self.state == RUNNING and self.waiter is not None and not self.waiter.woken
+
+
+cdef bint unused(object operation) noexcept:
+    """Whether nobody has a spare operation any more, but the front and the caller of this."""
+    return Py_REFCNT(operation) == 2
 
 
 cdef class ReceiveOperation(Operation):
@@ -172,6 +185,11 @@ cdef class ReceiveOperation(Operation):
     cdef int leave(self) except -1:
         if self.front.reader is self:
             self.front.reader = None
+        return 0
+
+    cdef int rest(self) except -1:
+        self.front.spare_reader = self
+        self.front = None
         return 0
 
 
@@ -248,6 +266,12 @@ cdef class SendOperation(Operation):
                 front._notified()            # no level-triggered descriptor will tell the next sender
         return 0
 
+    cdef int rest(self) except -1:
+        self.data = None
+        self.front.spare_sender = self
+        self.front = None
+        return 0
+
 
 install(SendOperation)
 
@@ -256,15 +280,26 @@ cdef object sending(Front front, object data, int mode, object timeout):
     """A send to be awaited. Made without __init__, whose arguments would cost a tuple."""
     cdef SendOperation op
     if front.elsewhere():
-        # Cancelled there, it may still be under way here for a moment: so it gets bytes that nobody changes.
-        data = data if mode == CALL else [unchanging(one) for one in data] if mode == MANY else unchanging(data)
-        return pass_over(front.loop, lambda: sending(front, data, mode, timeout))
-    op = SendOperation.__new__(SendOperation)
+        return sending_elsewhere(front, data, mode, timeout)
+    op = front.spare_sender
+    if op is not None and unused(op):
+        front.spare_sender = None
+        op.state = NEW
+        op.index = 0
+    else:
+        op = SendOperation.__new__(SendOperation)
     op.front = front
     op.data = data
     op.mode = mode
     op.timeout = timeout
     return op
+
+
+cdef object sending_elsewhere(Front front, object data, int mode, object timeout):
+    """A send from another thread's loop. Not part of `sending`, where its closure would be made for every send."""
+    # Cancelled there, it may still be under way here for a moment: so it gets bytes that nobody changes.
+    data = data if mode == CALL else [unchanging(one) for one in data] if mode == MANY else unchanging(data)
+    return pass_over(front.loop, lambda: sending(front, data, mode, timeout))
 
 
 cdef object unchanging(object data):

@@ -8,7 +8,7 @@ from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytearray cimport PyByteArray_AS_STRING
 from cpython.bytes cimport PyBytes_GET_SIZE
 from anywire.contract.endpoint cimport SCRATCH, WRITE, RawEndpoint
-from anywire.contract.front cimport GIVE_WAY, MUST_WAIT, Front, ReceiveOperation, sending
+from anywire.contract.front cimport GIVE_WAY, MUST_WAIT, Front, ReceiveOperation, sending, unused
 from anywire.engine._awaiting cimport install
 
 from anywire.contract.errors import EndOfChannel, TooLarge
@@ -100,6 +100,10 @@ cdef class Read(ReceiveOperation):
             (<RawEndpoint> self.front.end).push_back(self.collected)
         return ReceiveOperation.leave(self)
 
+    cdef int rest(self) except -1:
+        self.collected = None
+        return ReceiveOperation.rest(self)
+
     cdef int let_go(self) except -1:
         if self.held:
             self.held = False
@@ -116,7 +120,12 @@ cdef class Stream(Front):
     One reader at a time; any number of writers, which take turns."""
 
     cdef Read reading(self, int mode, Py_ssize_t size):
-        cdef Read op = Read.__new__(Read)
+        cdef Read op = <Read> self.spare_reader
+        if op is not None and unused(op):
+            self.spare_reader = None
+            op.state = op.have = 0
+        else:
+            op = Read.__new__(Read)
         op.front = self
         op.mode = mode
         op.size = size

@@ -12,12 +12,15 @@ everything as if it had never waited); the task's context is just running (then 
 cimport cython
 from cpython.object cimport PyObject
 
-from asyncio import CancelledError, InvalidStateError
+from asyncio import CancelledError, Future, InvalidStateError, Task
 
 cdef extern from "Python.h":
     int PyContext_Enter(object context) except -1
     int PyContext_Exit(object context) except -1
     void drop "Py_DECREF"(PyObject* object)
+    ctypedef PyObject* (*PyCFunction)(PyObject*, PyObject*) noexcept
+    bint PyCFunction_CheckExact(object callable) noexcept
+    PyCFunction PyCFunction_GetFunction(object callable) noexcept
 
 cdef extern from *:
     """
@@ -32,6 +35,31 @@ cdef extern from *:
     """
     ctypedef int (*anywire_send)(PyObject*, PyObject*, PyObject**) except -1
     int anywire_install(object type, anywire_send f) except -1
+
+
+class _NoLoop:
+    """The loop of DONE, which is nobody's."""
+
+    def get_debug(self):
+        return False
+
+
+# A Task's wake-up asks the future that it is given for its result. Of a Future it reads that in C; of anything else it
+# looks the method up by a name that it makes anew each time, which costs more than the whole step of the task.
+cdef object DONE = Future(loop=_NoLoop())
+DONE.set_result(None)
+
+cdef PyCFunction wakeup = NULL              # of asyncio's Task in C, once it was seen
+
+
+cdef bint is_wakeup(object callback) except -1:
+    """Whether it is the wake-up of a Task in C, to which any future that is done says the same."""
+    global wakeup
+    if not PyCFunction_CheckExact(callback):
+        return False
+    if wakeup == NULL and type(callback.__self__) is Task and callback.__name__ == "task_wakeup":
+        wakeup = PyCFunction_GetFunction(callback)
+    return wakeup != NULL and PyCFunction_GetFunction(callback) == wakeup
 
 
 cdef int am_send(PyObject* self, PyObject* argument, PyObject** result) except -1:
@@ -117,7 +145,10 @@ cdef class Waiter:
         self.woken = True
         self.callback = None
         try:
-            callback(self)
+            if self.failure is None and is_wakeup(callback):
+                callback(DONE)
+            else:
+                callback(self)
         finally:
             PyContext_Exit(context)
         return 0
