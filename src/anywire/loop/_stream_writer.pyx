@@ -11,12 +11,16 @@ from cpython.exc cimport PyErr_WarnEx
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_INCREF
 from anywire.engine._awaiting cimport FINISHED, NEW, RETURN, RUNNING, Awaited, install
+from anywire.loop._streams cimport fields_of
 from anywire.loop._transport cimport StreamTransport
 
 from asyncio.streams import StreamWriter
 
 cdef extern from "Python.h":
+    Py_ssize_t Py_REFCNT(object object) noexcept
     int PyIter_Send(object iterator, object value, PyObject** result) except -1
+
+cdef DrainOperation spare = None        # the last one that is over
 
 _standard_drain = StreamWriter.drain
 _standard_write = StreamWriter.write
@@ -37,7 +41,7 @@ cdef class DrainOperation(Awaited):
     cdef int step(self, PyObject** result) except -1:
         if self.state == NEW:
             if self.nothing_to_wait_for():
-                self.state = FINISHED
+                self.rest()
                 Py_INCREF(None)
                 result[0] = <PyObject*> None
                 return RETURN
@@ -47,20 +51,29 @@ cdef class DrainOperation(Awaited):
             raise RuntimeError("cannot reuse already awaited coroutine")
         return self.went_on(PyIter_Send(self.coroutine, None, result))
 
+    cdef int rest(self) except -1:
+        """It is over; the object is used again for the next one, when nobody else has it any more."""
+        global spare
+        self.state = FINISHED
+        self.writer = None
+        spare = self
+        return 0
+
     cdef int went_on(self, int status) except -1:
         if status == RETURN:
             self.state = FINISHED
         return status
 
     cdef bint nothing_to_wait_for(self) except -1:
-        cdef object transport = self.writer._transport, reader
+        cdef dict fields = fields_of(self.writer)
+        cdef object transport = fields["_transport"], reader
         cdef StreamTransport native
         if type(transport) is not StreamTransport:
             return False
         native = transport
-        if native.closing or native.protocol_paused or native.protocol is not self.writer._protocol:
+        if native.closing or native.protocol_paused or native.protocol is not fields["_protocol"]:
             return False
-        reader = self.writer._reader
+        reader = fields["_reader"]
         return reader is None or reader._exception is None
 
     def throw(self, *error):
@@ -88,7 +101,13 @@ class _StreamWriter(StreamWriter):
             transport.write(data)
 
     def drain(self):
-        cdef DrainOperation operation = DrainOperation.__new__(DrainOperation)
+        global spare
+        cdef DrainOperation operation = spare
+        if operation is not None and Py_REFCNT(operation) == 2:
+            spare = None
+            operation.state = NEW
+        else:
+            operation = DrainOperation.__new__(DrainOperation)
         operation.writer = self
         return operation
 

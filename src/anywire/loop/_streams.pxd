@@ -5,6 +5,7 @@ from anywire.engine._awaiting cimport Awaited, Waiter
 
 cdef class ReadOperation(Awaited):
     cdef object reader, value
+    cdef dict fields                    # of the reader
     cdef Waiter waiter
     cdef int kind
     cdef Py_ssize_t most                # SOME: at most so many bytes; EXACTLY: so many
@@ -19,11 +20,12 @@ cdef class ReadOperation(Awaited):
     cdef object over_limit(self, bint found, Py_ssize_t consumed)
     cdef Py_ssize_t enough(self, const char* start, Py_ssize_t size) except -1
     cdef bint satisfied(self) except -1
+    cdef int rest(self) except -1
 
 
 cdef object stream_of(object protocol)
-cdef ReadOperation waiting_in(object reader)
-cdef int deliver(object reader, ReadOperation operation, object data) except -1
-cdef int buffer(object reader, const char* start, Py_ssize_t size, bint pause) except -1
-cdef int feed(object reader, ReadOperation operation, const char* start, Py_ssize_t size) except -1
-cdef Py_ssize_t direct(ReadOperation operation) noexcept
+cdef dict fields_of(object reader)
+cdef ReadOperation waiting_in(dict fields)
+cdef int deliver(dict fields, ReadOperation operation, object data) except -1
+cdef int feed(object reader, dict fields, ReadOperation operation, const char* start, Py_ssize_t size) except -1
+cdef Py_ssize_t direct(dict fields, ReadOperation operation) except -1

@@ -29,12 +29,15 @@ cdef extern from "Python.h":
     """
     #include <string.h>      /* memmem(3) is there because Python.h asks for all of the C library */
     """
+    Py_ssize_t Py_REFCNT(object object) noexcept
+    dict PyObject_GenericGetDict(object object, void* context)
     long PyLong_AsLongAndOverflow(object n, int* overflow) noexcept
     void* memmem(const void* in_, size_t size, const void* what, size_t length) noexcept nogil
 
 cdef enum:
     SOME, EXACTLY, UNTIL, LINE          # what a ReadOperation reads
 
+cdef ReadOperation spare = None         # the last one that is over
 cdef tuple NAMES = ("read", "readexactly", "readuntil", "readline")
 
 
@@ -63,15 +66,15 @@ cdef class ReadOperation(Awaited):
         try:
             if self.state == NEW:
                 self.state = RUNNING
-                error = self.reader._exception
+                error = self.fields["_exception"]
                 if error is not None:
                     raise error
             else:
                 waiter = self.waiter
                 self.waiter = None
                 waiter.owner = None
-                if self.reader._waiter is waiter:
-                    self.reader._waiter = None
+                if self.fields["_waiter"] is waiter:
+                    self.fields["_waiter"] = None
                 if waiter.failure is not None:
                     raise waiter.failure
                 again = True
@@ -79,57 +82,57 @@ cdef class ReadOperation(Awaited):
             if value is None:
                 value = self.attempt()
                 if value is None:
-                    if again and self.reader._exception is not None:
-                        raise self.reader._exception     # the connection was lost after it was woken: nobody wakes it again
+                    if again and self.fields["_exception"] is not None:
+                        raise self.fields["_exception"]    # lost after it was woken: nobody would wake it again
                     value = self.wait()
                     Py_INCREF(value)
                     result[0] = <PyObject*> value
                     return NEXT
         except BaseException:
-            self.state = FINISHED
+            self.rest()
             raise
-        self.state = FINISHED
+        self.rest()
         Py_INCREF(value)
         result[0] = <PyObject*> value
         return RETURN
 
     cdef Waiter wait(self):
-        cdef object reader = self.reader
+        cdef dict fields = self.fields
         cdef Waiter waiter
-        if reader._waiter is not None:
+        if fields["_waiter"] is not None:
             raise RuntimeError(f"{NAMES[min(self.kind, <int> UNTIL)]}() called while another coroutine is already waiting for "
                                "incoming data")
-        if reader._paused:
-            reader._paused = False
-            reader._transport.resume_reading()
+        if fields["_paused"]:
+            fields["_paused"] = False
+            fields["_transport"].resume_reading()
         waiter = Waiter.__new__(Waiter)
-        waiter.loop = reader._loop
+        waiter.loop = fields["_loop"]
         waiter.owner = self
         waiter._asyncio_future_blocking = True
-        reader._waiter = self.waiter = waiter
+        fields["_waiter"] = self.waiter = waiter
         return waiter
 
     cdef object attempt(self):
         """The result, of what is buffered; or None."""
-        cdef object reader = self.reader
-        cdef Py_ssize_t size = PyByteArray_GET_SIZE(reader._buffer)
+        cdef dict fields = self.fields
+        cdef Py_ssize_t size = PyByteArray_GET_SIZE(fields["_buffer"])
         if self.kind == SOME:
-            return self.take(min(self.most, size)) if size or reader._eof else None
+            return self.take(min(self.most, size)) if size or fields["_eof"] else None
         if self.kind == EXACTLY:
             if size >= self.most:
                 return self.take(self.most)
-            return self.partial(self.most) if reader._eof else None
+            return self.partial(self.most) if fields["_eof"] else None
         return self.attempt_until()
 
     cdef object attempt_until(self):
         """As StreamReader.readuntil and readline: where the separator begins must not be beyond the reader's limit."""
-        cdef object reader = self.reader
-        cdef Py_ssize_t limit = reader._limit, length = PyBytes_GET_SIZE(self.separator), found
-        found = self.find(reader._buffer)
+        cdef dict fields = self.fields
+        cdef Py_ssize_t limit = fields["_limit"], length = PyBytes_GET_SIZE(self.separator), found
+        found = self.find(fields["_buffer"])
         if found < 0:
             if self.searched > limit:
                 return self.over_limit(False, self.searched)
-            return self.partial(None) if reader._eof else None
+            return self.partial(None) if fields["_eof"] else None
         if found > limit:
             return self.over_limit(True, found)
         return self.take(found + length)
@@ -150,17 +153,18 @@ cdef class ReadOperation(Awaited):
 
     cdef object take(self, Py_ssize_t n):
         """`n` bytes from the front of the reader's buffer."""
-        cdef object reader = self.reader, buffer = reader._buffer, data
+        cdef dict fields = self.fields
+        cdef object buffer = fields["_buffer"], data
         data = PyBytes_FromStringAndSize(PyByteArray_AS_STRING(buffer), n)
         if n:
             del buffer[:n]
-        if reader._paused:
-            reader._maybe_resume_transport()
+        if fields["_paused"]:
+            self.reader._maybe_resume_transport()
         return data
 
     cdef object partial(self, object expected):
         """The end came too early: what is there goes with the error, or is the last line."""
-        cdef object buffer = self.reader._buffer
+        cdef object buffer = self.fields["_buffer"]
         data = bytes(buffer)
         buffer.clear()
         if self.kind == LINE:
@@ -168,16 +172,16 @@ cdef class ReadOperation(Awaited):
         raise IncompleteReadError(data, expected)
 
     cdef object over_limit(self, bint found, Py_ssize_t consumed):
-        cdef object reader = self.reader
+        cdef dict fields = self.fields
         cdef str text = ("Separator is found, but chunk is longer than limit" if found else
                          "Separator is not found, and chunk exceed the limit")
         if self.kind == UNTIL:
             raise LimitOverrunError(text, consumed)
         if found:
-            del reader._buffer[:consumed + PyBytes_GET_SIZE(self.separator)]
+            del fields["_buffer"][:consumed + PyBytes_GET_SIZE(self.separator)]
         else:
-            reader._buffer.clear()
-        reader._maybe_resume_transport()
+            fields["_buffer"].clear()
+        self.reader._maybe_resume_transport()
         raise ValueError(text)
 
     # While it waits, when bytes come:
@@ -190,30 +194,36 @@ cdef class ReadOperation(Awaited):
         if self.kind == EXACTLY:
             return self.most if size >= self.most else 0
         place = <const char*> memmem(start, size, PyBytes_AS_STRING(self.separator), PyBytes_GET_SIZE(self.separator))
-        if place == NULL or place - start > <Py_ssize_t> self.reader._limit:
+        if place == NULL or place - start > <Py_ssize_t> self.fields["_limit"]:
             return 0
         return place - start + PyBytes_GET_SIZE(self.separator)
 
     cdef bint satisfied(self) except -1:
         """Whether what is buffered ends its wait."""
-        cdef object buffer = self.reader._buffer
+        cdef object buffer = self.fields["_buffer"]
         if self.kind == SOME:
             return True
         if self.kind == EXACTLY:
             return PyByteArray_GET_SIZE(buffer) >= self.most
-        return self.find(buffer) >= 0 or self.searched > <Py_ssize_t> self.reader._limit
+        return self.find(buffer) >= 0 or self.searched > <Py_ssize_t> self.fields["_limit"]
 
     cdef int finish(self) except -1:
         cdef Waiter waiter = self.waiter
         if self.state == RUNNING and waiter is not None:
             self.waiter = None
             waiter.owner = None
-            if self.reader._waiter is waiter:
-                self.reader._waiter = None
+            if self.fields["_waiter"] is waiter:
+                self.fields["_waiter"] = None
             if self.value is not None:             # promised, and not taken
-                self.reader._buffer[:0] = self.value
-                self.value = None
+                self.fields["_buffer"][:0] = self.value
+        return self.rest()
+
+    cdef int rest(self) except -1:
+        """It is over; the object is used again for the next read, when nobody else has it any more."""
+        global spare
         self.state = FINISHED
+        self.reader = self.fields = self.value = self.separator = None
+        spare = self
         return 0
 
 
@@ -232,8 +242,16 @@ cdef Py_ssize_t size_of(object n) noexcept:
 
 
 cdef ReadOperation reading(object reader, int kind, Py_ssize_t most, bytes separator):
-    cdef ReadOperation operation = ReadOperation.__new__(ReadOperation)
+    global spare
+    cdef ReadOperation operation = spare
+    if operation is not None and Py_REFCNT(operation) == 2:
+        spare = None
+        operation.state = NEW
+        operation.searched = 0
+    else:
+        operation = ReadOperation.__new__(ReadOperation)
     operation.reader = reader
+    operation.fields = PyObject_GenericGetDict(reader, NULL)
     operation.kind = kind
     operation.most = most
     operation.separator = separator
@@ -293,62 +311,70 @@ cdef object stream_of(object protocol):
     return reference
 
 
-cdef ReadOperation waiting_in(object reader):
+# The reader's state is read in its dictionary, where it is for everybody: an attribute costs several times as much.
+
+cdef dict fields_of(object reader):
+    return PyObject_GenericGetDict(reader, NULL)
+
+
+cdef ReadOperation waiting_in(dict fields):
     """The native read that waits, or None: nobody does, or something else."""
-    cdef object waiter = reader._waiter
+    cdef object waiter = fields["_waiter"]
     if type(waiter) is not Waiter or (<Waiter> waiter).woken:
         return None
     return (<Waiter> waiter).owner
 
 
-cdef Py_ssize_t direct(ReadOperation operation) noexcept:
-    """How large a `bytes` may be that is read into directly and becomes its result, when nothing is buffered; else 0."""
-    return operation.most if operation.kind == SOME else 0
+cdef Py_ssize_t direct(dict fields, ReadOperation operation) except -1:
+    """Up to which size a `bytes` can become its result as it is; 0 if what is buffered comes first."""
+    if operation is None or operation.kind != SOME or fields["_buffer"] or fields["_eof"]:
+        return 0
+    return operation.most
 
 
-cdef int deliver(object reader, ReadOperation operation, object data) except -1:
+cdef int deliver(dict fields, ReadOperation operation, object data) except -1:
     """Hand its result to the read that waits, and let its task go on."""
     operation.value = data
-    reader._waiter = None
+    fields["_waiter"] = None
     return operation.waiter.wake()
 
 
-cdef int buffer(object reader, const char* start, Py_ssize_t size, bint pause) except -1:
+cdef int buffer(dict fields, const char* start, Py_ssize_t size, bint pause) except -1:
     """Append to the reader's buffer, and stop the transport when there is too much."""
-    cdef object room = reader._buffer
+    cdef object room = fields["_buffer"]
     cdef Py_ssize_t before = PyByteArray_GET_SIZE(room)
     PyByteArray_Resize(room, before + size)
     memcpy(PyByteArray_AS_STRING(room) + before, start, size)
-    if pause and before + size > 2 * reader._limit and not reader._paused and reader._transport is not None:
-        reader._transport.pause_reading()
-        reader._paused = True
+    if pause and before + size > 2 * fields["_limit"] and not fields["_paused"] and fields["_transport"] is not None:
+        fields["_transport"].pause_reading()
+        fields["_paused"] = True
     return 0
 
 
-cdef int feed(object reader, ReadOperation operation, const char* start, Py_ssize_t size) except -1:
+cdef int feed(object reader, dict fields, ReadOperation operation, const char* start, Py_ssize_t size) except -1:
     """`StreamReader.feed_data` of the `size` > 0 bytes at `start`; `operation` waits for them, or None."""
     cdef object waiter
     cdef Py_ssize_t enough = 0
-    if reader._eof or not PyByteArray_CheckExact(reader._buffer):
+    if fields["_eof"] or not PyByteArray_CheckExact(fields["_buffer"]):
         reader.feed_data(PyBytes_FromStringAndSize(start, size))
         return 0
     if operation is not None:
-        if PyByteArray_GET_SIZE(reader._buffer) == 0:
+        if PyByteArray_GET_SIZE(fields["_buffer"]) == 0:
             enough = operation.enough(start, size)
         if enough:
             if enough < size:
-                buffer(reader, start + enough, size - enough, True)
-            return deliver(reader, operation, PyBytes_FromStringAndSize(start, enough))
-        buffer(reader, start, size, False)
+                buffer(fields, start + enough, size - enough, True)
+            return deliver(fields, operation, PyBytes_FromStringAndSize(start, enough))
+        buffer(fields, start, size, False)
         if operation.satisfied():
-            buffer(reader, start, 0, True)         # it may be more than it takes
-            reader._waiter = None
+            buffer(fields, start, 0, True)         # it may be more than it takes
+            fields["_waiter"] = None
             operation.waiter.wake()
         return 0
-    buffer(reader, start, size, True)
-    waiter = reader._waiter
+    buffer(fields, start, size, True)
+    waiter = fields["_waiter"]
     if waiter is not None:
-        reader._waiter = None
+        fields["_waiter"] = None
         if not waiter.cancelled():
             waiter.set_result(None)
     return 0

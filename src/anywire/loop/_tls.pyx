@@ -17,7 +17,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromSt
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF
 from libc.string cimport memcpy
-from anywire.loop._streams cimport ReadOperation, buffer, deliver, feed, stream_of, waiting_in
+from anywire.loop._streams cimport ReadOperation, deliver, direct, feed, fields_of, stream_of, waiting_in
 from anywire.loop._tls_engine cimport AGAIN, CLOSED, DONE, FAILED, Engine, Outcome
 from anywire.loop._transport cimport BUFFERED, PLAIN, STREAM, Layer, StreamTransport
 
@@ -111,19 +111,14 @@ cdef class TLSLayer(Layer):
         cdef Outcome outcome = AGAIN
         cdef object data = self.decrypt(&outcome)
         cdef ReadOperation operation
-        cdef char* start
-        cdef Py_ssize_t size, most
+        cdef dict fields
         if data is not None:
-            operation = waiting_in(reader) if from_the_loop else None
-            start, size = PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data)
-            if operation is None:
-                feed(reader, start, size)
+            fields = fields_of(reader)
+            operation = waiting_in(fields) if from_the_loop else None
+            if direct(fields, operation) >= PyBytes_GET_SIZE(data):
+                deliver(fields, operation, data)
             else:
-                most = operation.most
-                if size > most:
-                    buffer(reader, start + most, size - most)
-                    data = PyBytes_FromStringAndSize(start, most)
-                deliver(reader, operation, data)
+                feed(reader, fields, operation, PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
         return self.finish(outcome)
 
     cdef int read_buffered(self) except -1:

@@ -29,7 +29,7 @@ from anywire.engine.conditions cimport READ, WRITE
 from anywire.loop._core cimport BUDGET, Core, Corked
 from anywire.loop._outgoing cimport MOST_PIECES, Outgoing, iovec
 from anywire.loop._socket_names cimport SocketName, name_of, sockaddr, sockaddr_storage, socklen_t
-from anywire.loop._streams cimport ReadOperation, deliver, direct, feed, stream_of, waiting_in
+from anywire.loop._streams cimport ReadOperation, deliver, direct, feed, fields_of, stream_of, waiting_in
 
 import asyncio
 import socket as sockets
@@ -488,7 +488,7 @@ cdef class StreamTransport(Corked):
             protocol = self.layer.above()
         if reads and self.kind == STREAM:
             reader = self.stream_reader()
-            operation = waiting_in(reader) if reader is not None else None
+            operation = waiting_in(fields_of(reader)) if reader is not None else None
             if operation is not None:
                 callback = operation.waiter.callback
         method = ("buffer_updated" if self.kind == BUFFERED else "data_received") if reads else "resume_writing"
@@ -623,15 +623,17 @@ cdef class StreamTransport(Corked):
         cdef ReadOperation operation
         cdef PyObject* room
         cdef object reader = self.stream_reader(), data
+        cdef dict fields
         cdef int e
         if reader is None:                             # nobody reads any more: its protocol drops what comes
             return self.read_plain()
+        fields = fields_of(reader)
         while True:
-            operation = waiting_in(reader)
+            operation = waiting_in(fields)
             data = None
-            if (self.appetite > SCRATCH and operation is not None and direct(operation) >= SCRATCH
-                    and not reader._buffer and not reader._eof):
-                asked = min(direct(operation), <Py_ssize_t> BUDGET)
+            asked = direct(fields, operation) if self.appetite > SCRATCH else 0
+            if asked >= SCRATCH:
+                asked = min(asked, <Py_ssize_t> BUDGET)
                 room = new_bytes(NULL, asked)
                 got = recv(self.file, PyBytes_AS_STRING(<object> room), asked, MSG_DONTWAIT)
                 e = errno
@@ -652,9 +654,9 @@ cdef class StreamTransport(Corked):
             self.appetite = BUDGET if got >= SCRATCH >> 2 else SCRATCH
             try:
                 if data is None:
-                    feed(reader, operation, scratch, got)
+                    feed(reader, fields, operation, scratch, got)
                 else:
-                    deliver(reader, operation, data)
+                    deliver(fields, operation, data)
             except (SystemExit, KeyboardInterrupt):
                 raise
             except BaseException as error:
