@@ -6,6 +6,11 @@ from anywire.loop._transport cimport Layer, StreamTransport
 cdef class TLSLayer(Layer):
     cdef object protocol                 # the TLSProtocol, while it has a transport
     cdef object app                      # the application's protocol that `kind` is about
+    cdef object backlog                  # the TLSProtocol's, of what can't be encrypted yet
+    # Attributes of the TLSProtocol, which sees them as its own
+    cdef public object state, app_protocol
+    cdef public bint app_reading_paused, app_writing_paused, ssl_reading_paused, ssl_writing_paused
+    cdef bint no_water                   # its high-water mark is 0: each write pauses
     cdef object reader                   # the weak reference to its StreamReader
     cdef object failure                  # what `decrypt` met
     cdef StreamTransport native          # the transport below, if it is one of ours

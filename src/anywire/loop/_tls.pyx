@@ -32,7 +32,7 @@ cdef extern from "Python.h":
     PyObject* new_bytes "PyBytes_FromStringAndSize"(const char* start, Py_ssize_t size) except NULL
 
 cdef enum:
-    SMALL = 32768            # what is about as large is decrypted in this module's room, and copied to its exact size
+    SMALL = 8192             # what is about as large is decrypted in this module's room, and copied to its exact size
     LARGE = 65536            # so much is not held back for the end of the turn
     RECORD = 16384           # the largest record's content (RFC 8446, 5.1)
 
@@ -50,7 +50,7 @@ cdef class TLSLayer(Layer):
         """Ciphertext from the loop, in a report of the descriptor."""
         cdef object protocol = self.protocol
         cdef Engine engine = self.engine
-        if protocol._state is not WRAPPED or protocol._app_reading_paused:
+        if self.state is not WRAPPED or self.app_reading_paused:
             engine.keep(start, size)
             protocol.buffer_updated(0)
             return 0
@@ -61,13 +61,13 @@ cdef class TLSLayer(Layer):
                 self.read(True)
             finally:
                 engine.keep_window()
-            if protocol._write_backlog:
+            if len(self.backlog):
                 protocol._do_write()
-            elif engine.tls.out_size and not protocol._ssl_writing_paused:
+            elif engine.tls.out_size and not self.ssl_writing_paused:
                 self.pass_on(True)                     # an answer of libssl's own, to a key update
-            if protocol._app_writing_paused:
+            if self.app_writing_paused:
                 protocol._control_app_writing()
-            if engine.tls.kept_size or protocol._ssl_reading_paused:
+            if engine.tls.kept_size or self.ssl_reading_paused:
                 protocol._control_ssl_reading()
         except Exception as error:
             protocol._fatal_error(error, "Fatal error on SSL protocol")
@@ -77,7 +77,7 @@ cdef class TLSLayer(Layer):
 
     cdef int read(self, bint from_the_loop) except -1:
         """Give the application all that can be decrypted now. `from_the_loop`: no task is running."""
-        cdef object app = self.protocol._app_protocol, reader
+        cdef object app = self.app_protocol, reader
         if app is not self.app:
             self.take(app)
         if self.kind == BUFFERED:
@@ -152,11 +152,11 @@ cdef class TLSLayer(Layer):
                 app.buffer_updated(filled)
             if outcome != DONE:
                 return self.finish(outcome)
-            if not engine.has_more() or protocol._app_reading_paused:
+            if not engine.has_more() or self.app_reading_paused:
                 return 0
-            if protocol._state is not WRAPPED and protocol._state is not FLUSHING:
+            if self.state is not WRAPPED and self.state is not FLUSHING:
                 return 0
-            if protocol._app_protocol is not app:
+            if self.app_protocol is not app:
                 protocol._loop.call_soon(protocol._do_read)
                 return 0
 
@@ -230,7 +230,7 @@ cdef class TLSLayer(Layer):
     cdef int write(self, object protocol, object data) except -1:
         """`SSLProtocol._write_appdata` of one piece that is not empty."""
         cdef Py_buffer view
-        if protocol._state is not WRAPPED or protocol._write_backlog or self.protocol is None:
+        if self.state is not WRAPPED or len(self.backlog):
             protocol._write_appdata((data,))
             return 0
         try:
@@ -244,9 +244,9 @@ cdef class TLSLayer(Layer):
                     self.encrypt(protocol, <const char*> view.buf, view.len)
                 finally:
                     PyBuffer_Release(&view)
-            if not protocol._ssl_writing_paused:
+            if not self.ssl_writing_paused:
                 self.pass_on(True)
-            if protocol._app_writing_paused or protocol._get_write_buffer_size() >= protocol._outgoing_high_water:
+            if self.ssl_writing_paused or self.app_writing_paused or self.no_water:
                 protocol._control_app_writing()
         except Exception as error:
             protocol._fatal_error(error, "Fatal error on SSL protocol")
@@ -311,7 +311,7 @@ cdef class TLSLayer(Layer):
         return 0
 
     cdef object above(self):
-        return self.protocol._app_protocol if self.protocol is not None else None
+        return self.app_protocol
 
 
 class _Transport(sslproto._SSLProtocolTransport):
@@ -332,11 +332,25 @@ class _Transport(sslproto._SSLProtocolTransport):
 _Transport.__name__ = _Transport.__qualname__ = "_SSLProtocolTransport"
 
 
+def of_the_layer(name):
+    """An attribute of the TLSProtocol that is kept in its layer."""
+    return property(
+        lambda self: getattr(self._layer, name), lambda self, value: setattr(self._layer, name, value), doc=name)
+
+
 class TLSProtocol(sslproto.SSLProtocol):
     """The standard library's SSLProtocol on an engine of ours. Made by `tls_protocol`.
 
     Raises LookupError when the context's SSLObject is of an unknown kind.
     """
+
+    # What is looked at for each record is the layer's.
+    _state = of_the_layer("state")
+    _app_protocol = of_the_layer("app_protocol")
+    _app_reading_paused = of_the_layer("app_reading_paused")
+    _app_writing_paused = of_the_layer("app_writing_paused")
+    _ssl_reading_paused = of_the_layer("ssl_reading_paused")
+    _ssl_writing_paused = of_the_layer("ssl_writing_paused")
 
     max_size = 0                 # else each has 256 KiB from the beginning, for transports that are not ours
 
@@ -345,6 +359,7 @@ class TLSProtocol(sslproto.SSLProtocol):
         self._layer = layer
         super().__init__(loop, app_protocol, sslcontext, *arguments, **options)
         self.max_size = sslproto.SSLProtocol.max_size
+        layer.backlog = self._write_backlog
         try:
             layer.engine = Engine(self._sslobj, self._sslcontext)
         except LookupError:
@@ -403,6 +418,10 @@ class TLSProtocol(sslproto.SSLProtocol):
         if self._ssl_writing_paused:
             size += self._outgoing.pending
         return size
+
+    def _set_write_buffer_limits(self, high=None, low=None):
+        super()._set_write_buffer_limits(high, low)
+        (<TLSLayer> self._layer).no_water = self._outgoing_high_water == 0
 
     def _process_outgoing(self):
         if not self._ssl_writing_paused:

@@ -196,6 +196,8 @@ cdef class StreamTransport(Corked):
         self.family = sock.family
         self.extra = extra
         self.open(loop, core, sock.fileno(), protocol, waiter, server)
+        if server is not None:
+            self.adopted = False                       # the loop has accepted it, so nobody else has the socket
 
     cdef int open(self, object loop, Core core, int fd, object protocol, object waiter, object server) except -1:
         """Begin life on the descriptor `fd`, which is the transport's from here on, whatever happens."""
