@@ -2,9 +2,12 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <semaphore.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <signal.h>
+#include <stdint.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -34,6 +37,25 @@ static int answer(sem_t *from, sem_t *to, int count) {
         must(!sem_post(to), "sem_post");
     }
     return 0;
+}
+
+/* Locks: the C library's object lies 64 bytes behind the start. */
+static void *lock_at(const char *name, const char *magic) {
+    char *at = memory(name);
+    must(!memcmp(at, magic, 8), magic);
+    return at + 64;
+}
+
+static int lock_robust(pthread_mutex_t *m) {
+    int e = pthread_mutex_lock(m);
+    if (e == EOWNERDEAD)
+        pthread_mutex_consistent(m);
+    return e;
+}
+
+static void must_not(int e, const char *what) {
+    errno = e;
+    must(!e, what);
 }
 
 int main(int count, char **a) {
@@ -69,6 +91,49 @@ int main(int count, char **a) {
         char *at = memory(a[2]);
         for (int i = 0; i < atoi(a[3]); i++)
             at[i] = (char)i;
+        return 0;
+    }
+    if (!strcmp(what, "count-locked") && count == 5) {          /* the counter lies in memory of its own */
+        pthread_mutex_t *m = lock_at(a[2], "AWMUTEX1");
+        volatile uint64_t *counter = (uint64_t *)memory(a[3]);
+        for (int i = atoi(a[4]); i; i--) {
+            must_not(lock_robust(m), "lock");
+            *counter = *counter + 1;
+            must_not(pthread_mutex_unlock(m), "unlock");
+        }
+        return 0;
+    }
+    if (!strcmp(what, "die-locked") && count == 3) {
+        must_not(lock_robust(lock_at(a[2], "AWMUTEX1")), "lock");
+        return raise(SIGKILL);
+    }
+    if (!strcmp(what, "lock-after-death") && count == 3) {
+        pthread_mutex_t *m = lock_at(a[2], "AWMUTEX1");
+        printf("%d ", lock_robust(m) == EOWNERDEAD);
+        return printf("%d\n", pthread_mutex_unlock(m)) < 0;
+    }
+    if (!strcmp(what, "answer-condition") && count == 6) {      /* waits until the counter is odd, makes it even */
+        pthread_mutex_t *m = lock_at(a[2], "AWMUTEX1");
+        pthread_cond_t *c = lock_at(a[3], "AWCOND_1");
+        volatile uint64_t *counter = (uint64_t *)memory(a[4]);
+        must_not(pthread_mutex_lock(m), "lock");
+        for (int i = atoi(a[5]); i; i--) {
+            while (*counter % 2 == 0)
+                must_not(pthread_cond_wait(c, m), "wait");
+            *counter = *counter + 1;
+            must_not(pthread_cond_broadcast(c), "broadcast");
+        }
+        must_not(pthread_mutex_unlock(m), "unlock");
+        return 0;
+    }
+    if (!strcmp(what, "count-written") && count == 5) {
+        pthread_rwlock_t *l = lock_at(a[2], "AWRWLK_1");
+        volatile uint64_t *counter = (uint64_t *)memory(a[3]);
+        for (int i = atoi(a[4]); i; i--) {
+            must_not(pthread_rwlock_wrlock(l), "wrlock");
+            *counter = *counter + 1;
+            must_not(pthread_rwlock_unlock(l), "unlock");
+        }
         return 0;
     }
     if (!strcmp(what, "size-of-sem_t"))

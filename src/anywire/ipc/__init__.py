@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from anywire.ipc.commands import Command as Command
     from anywire.ipc.commands import popen as popen
+    from anywire.ipc.condition import Condition as Condition
     from anywire.ipc.descriptors import ClockSet as ClockSet
     from anywire.ipc.descriptors import EventFd as EventFd
     from anywire.ipc.descriptors import TimerFd as TimerFd
@@ -28,11 +29,15 @@ if TYPE_CHECKING:
     from anywire.ipc.inotify import Watch as Watch
     from anywire.ipc.mqueue import MessageQueue as MessageQueue
     from anywire.ipc.mqueue_notify import Notification as Notification
+    from anywire.ipc.mutex import Mutex as Mutex
+    from anywire.ipc.mutex import NotRecoverable as NotRecoverable
+    from anywire.ipc.mutex import OwnerDied as OwnerDied
     from anywire.ipc.pipes import Pipe as Pipe
     from anywire.ipc.pipes import PipeReader as PipeReader
     from anywire.ipc.pipes import PipeWriter as PipeWriter
     from anywire.ipc.pipes import pipe as pipe
     from anywire.ipc.process import Process as Process
+    from anywire.ipc.rwlock import RWLock as RWLock
     from anywire.ipc.semaphore import Semaphore as Semaphore
     from anywire.ipc.shared_memory import SharedMemory as SharedMemory
     from anywire.ipc.signals import SignalInfo as SignalInfo
@@ -45,6 +50,7 @@ _HOME = {
     "Appender": "files",
     "ClockSet": "descriptors",
     "Command": "commands",
+    "Condition": "condition",
     "EventFd": "descriptors",
     "Fifo": "fifos",
     "FifoReader": "fifos",
@@ -52,11 +58,15 @@ _HOME = {
     "FileLock": "files",
     "Holder": "files",
     "MessageQueue": "mqueue",
+    "Mutex": "mutex",
+    "NotRecoverable": "mutex",
     "Notification": "mqueue_notify",
+    "OwnerDied": "mutex",
     "Pipe": "pipes",
     "PipeReader": "pipes",
     "PipeWriter": "pipes",
     "Process": "process",
+    "RWLock": "rwlock",
     "Semaphore": "semaphore",
     "SharedMemory": "shared_memory",
     "SignalInfo": "signals",

@@ -1,0 +1,231 @@
+"""Locks for the tasks of an event loop: threads that hold a lock for one task each.
+
+A lock of the C library belongs to a thread. So a task that takes one gets a helper thread, which takes it, holds it,
+waits at a condition with it, and gives it back; others of the process can't unlock it, nor can other tasks. Of all
+tasks that wait for one lock in one loop, only the first occupies a thread. Idle threads are kept for the next.
+
+A task that is cancelled while its thread waits for a lock goes on at once; the thread, which can't be interrupted,
+unlocks as soon as it gets the lock. If what it gets then is OwnerDied, the thread ends with the lock in its hands, so
+that the next one is told. On each loop's thread, but for what the helper threads do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import threading
+import weakref
+from collections.abc import Callable
+from queue import SimpleQueue
+from typing import Any
+
+from anywire.ipc._lock import Lock
+from anywire.ipc.mutex import OwnerDied
+
+IDLE = 4
+"""Threads that are kept for the next task."""
+
+
+class _Job:
+    """A call that a thread does for a task, and what becomes of it when the task is gone."""
+
+    def __init__(
+        self, function: Callable[..., Any], arguments: tuple[Any, ...], undo: Callable[[], object] | None
+    ) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.future: asyncio.Future[None] = self.loop.create_future()
+        self.function, self.arguments, self.undo = function, arguments, undo
+        self.lock = threading.Lock()
+        self.given_up = False
+        self.finished = False
+        self.value: Any = None
+        self.error: BaseException | None = None
+
+    def run(self) -> bool:
+        """On the thread; whether it may go on to live."""
+        try:
+            self.value = self.function(*self.arguments)
+        except BaseException as error:
+            self.error = error
+        with self.lock:
+            self.finished = True
+            if not self.given_up:
+                try:
+                    self.loop.call_soon_threadsafe(self.wake)
+                    return True
+                except RuntimeError:  # the loop was closed: nobody will ever unlock
+                    self.given_up = True
+        return self.take_back()
+
+    def take_back(self) -> bool:
+        if self.undo is not None:
+            if isinstance(self.error, OwnerDied):
+                return False
+            if self.error is None:
+                self.undo()
+        return True
+
+    def wake(self) -> None:
+        if not self.future.done():
+            self.future.set_result(None)
+
+
+class _Worker(threading.Thread):
+    """A thread that does jobs, one after another."""
+
+    def __init__(self) -> None:
+        super().__init__(name="anywire-lock", daemon=True)
+        self.jobs: SimpleQueue[_Job | Callable[[], bool]] = SimpleQueue()
+        self.start()
+
+    def run(self) -> None:
+        while True:
+            job = self.jobs.get()
+            if not (job.run() if isinstance(job, _Job) else job()):
+                return
+            del job
+
+    def rest(self) -> None:
+        """After what is still to be done: be there for others, or end."""
+        self.jobs.put(self.retire)
+
+    def retire(self) -> bool:
+        if len(_idle) < IDLE:
+            _idle.append(self)
+            return True
+        return False
+
+    async def call(
+        self, function: Callable[..., Any], *arguments: Any, undo: Callable[[], object] | None = None
+    ) -> Any:
+        """The outcome of a call on the thread. Cancelled: the call goes on, and `undo` is called if it succeeded."""
+        job = _Job(function, arguments, undo)
+        self.jobs.put(job)
+        try:
+            await job.future
+        except BaseException:
+            with job.lock:
+                finished, job.given_up = job.finished, True
+            if finished:
+                self.jobs.put(job.take_back)
+            raise
+        if job.error is not None:
+            raise job.error
+        return job.value
+
+
+_idle: list[_Worker] = []
+
+
+class _Side:
+    """What the tasks of one loop have to do with one lock."""
+
+    def __init__(self) -> None:
+        self.gate = asyncio.Lock()  # who has it waits for the lock in a thread; the others wait here
+        self.holders: dict[asyncio.Task[Any] | None, _Worker] = {}
+
+
+def _side(lock: Lock) -> _Side:
+    if lock._tasks is None:
+        lock._tasks = weakref.WeakKeyDictionary()
+    side: _Side | None = lock._tasks.get(asyncio.get_running_loop())
+    if side is None:
+        side = lock._tasks[asyncio.get_running_loop()] = _Side()
+    return side
+
+
+def _timed_out(lock: Lock, timeout: float | None) -> TimeoutError:
+    why = f"{os.strerror(errno.ETIMEDOUT)}: others held it for {timeout} s"
+    return TimeoutError(errno.ETIMEDOUT, why, lock.name)
+
+
+async def take(
+    lock: Lock,
+    function: Callable[[float | None], object],
+    timeout: float | None,
+) -> None:
+    """Call `function` (which takes the lock, within so many seconds) on a thread that then belongs to this task."""
+    if timeout is not None and not timeout >= 0:
+        raise ValueError(f"timeout is a number of seconds that is not negative, or None for no limit; not {timeout!r}")
+    side, task = _side(lock), asyncio.current_task()
+    if task in side.holders:
+        raise OSError(errno.EDEADLK, f"{os.strerror(errno.EDEADLK)}: this task holds it already", lock.name)
+    loop = asyncio.get_running_loop()
+    end = None if timeout is None else loop.time() + timeout
+    lock._enter()
+    try:
+        try:
+            async with asyncio.timeout_at(end if side.gate.locked() else None):
+                await side.gate.acquire()
+        except TimeoutError:
+            raise _timed_out(lock, timeout) from None
+        worker = _idle.pop() if _idle else _Worker()
+        try:
+            left = None if end is None else max(0.0, end - loop.time())
+            try:
+                await worker.call(function, left, undo=getattr(lock, "unlock", None))
+            except OwnerDied:
+                side.holders[task] = worker
+                raise
+            except TimeoutError as error:
+                raise (_timed_out(lock, timeout) if error.errno == errno.ETIMEDOUT else error) from None
+            side.holders[task] = worker
+        finally:
+            if side.holders.get(task) is not worker:
+                worker.rest()
+            side.gate.release()
+    finally:
+        lock._leave()
+
+
+async def give(lock: Lock, function: Callable[[], object]) -> None:
+    """Call `function`, which gives the lock back, on this task's thread; then that is free. Done even if cancelled."""
+    side, task = _side(lock), asyncio.current_task()
+    worker = _holder(lock, side, task)
+    del side.holders[task]
+    try:
+        await worker.call(function)
+    finally:
+        worker.rest()
+
+
+async def by_holder(lock: Lock, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call something on the thread that holds the lock for this task."""
+    return await _holder(lock, _side(lock), asyncio.current_task()).call(function, *arguments)
+
+
+async def wait_by_holder(
+    lock: Lock, function: Callable[..., Any], interrupt: Callable[[], object], *arguments: Any
+) -> Any:
+    """The same for a call that waits at a condition: it always comes back with the lock. Cancelled, it is woken by
+    `interrupt` until it has, and then the task is."""
+    worker = _holder(lock, _side(lock), asyncio.current_task())
+    waiting = asyncio.ensure_future(worker.call(function, *arguments))
+    cancelled: asyncio.CancelledError | None = None
+    while not waiting.done():
+        try:
+            # Again and again, because the thread may not have begun to wait when it is woken.
+            await asyncio.wait([waiting], timeout=None if cancelled is None else 0.01)
+        except asyncio.CancelledError as error:
+            cancelled = error
+        if cancelled is not None and not waiting.done():
+            interrupt()
+    if cancelled is not None:
+        waiting.exception()
+        raise cancelled
+    return waiting.result()
+
+
+def _holder(lock: Lock, side: _Side, task: asyncio.Task[Any] | None) -> _Worker:
+    if task not in side.holders:
+        why = f"{os.strerror(errno.EPERM)}: this task does not hold it: the task that locks it unlocks it"
+        raise PermissionError(errno.EPERM, why, lock.name)
+    return side.holders[task]
+
+
+def _after_fork() -> None:
+    _idle.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork)
