@@ -12,6 +12,7 @@ import signal
 import socket
 import threading
 import time
+import warnings
 import weakref
 from collections.abc import Iterator
 from typing import Any
@@ -55,6 +56,22 @@ def test_run_and_runner() -> None:
     assert anywire.run(main()) == "done"
     with asyncio.Runner(loop_factory=anywire.new_event_loop) as runner:
         assert runner.run(main()) == "done"
+
+
+def test_run_within_a_running_loop_is_refused() -> None:
+    async def inner() -> None:
+        pass
+
+    async def main() -> None:
+        coroutine = inner()
+        with pytest.raises(RuntimeError, match=r"anywire\.run.*await the coroutine"):
+            anywire.run(coroutine)
+        await coroutine
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        anywire.run(main())
+        asyncio.run(main())
 
 
 def test_handles_are_asyncios(loop: Loop) -> None:

@@ -197,6 +197,10 @@ def run(
     Raises:
         RuntimeError: a loop runs in this thread already.
     """
+    # Before a loop is made: the Runner would find out too late to clean up after itself.
+    if asyncio._get_running_loop() is not None:
+        raise RuntimeError("anywire.run() can't be called where an event loop runs already: await the coroutine there")
+
     def make() -> Loop:
         return new_event_loop(busy_poll=busy_poll, slow_callbacks=slow_callbacks, count_transports=count_transports)
 
