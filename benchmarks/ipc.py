@@ -4,7 +4,8 @@ Two processes take turns through a pair of objects; the other side is forked. On
 the other one, which on virtual machines differs by a half from one second to the next; on one CPU it is the calls and
 the switch between processes. A section for each primitive: `--only NAME` measures one.
 
-To be shown: a round trip of 64 B through message queues no slower than posix_ipc's, on one CPU and on two.
+To be shown: a round trip of 64 B through message queues no slower than posix_ipc's, on one CPU and on two; System
+V's queues and semaphores no slower than sysv_ipc's, within the 5 % that two runs of one program differ by.
 """
 
 from __future__ import annotations
@@ -18,15 +19,20 @@ from collections.abc import Callable
 from typing import Any
 
 from anywire.cli.measure import turns
-from anywire.ipc import MessageQueue
+from anywire.ipc import MessageQueue, sysv
 from benchmarks.harness import CLIENT_CORE, SERVER_CORE, Report, options
 
 try:
     import posix_ipc
 except ImportError:
     posix_ipc = None
+try:
+    import sysv_ipc
+except ImportError:
+    sysv_ipc = None
 
-OURS, POSIX = "anywire", "posix_ipc"
+OURS, POSIX, SYSV = "anywire", "posix_ipc", "sysv_ipc"
+WITHIN = 0.95
 ROUND_TRIPS = 80_000                # in a second; a guess that only sets how long a measurement lasts
 
 
@@ -62,7 +68,10 @@ def timed(work: Callable[[], None], count: int, other: Callable[[], None], core:
 # --- message queues --------------------------------------------------------------------------------------------------
 
 
-def queue_of(name: str) -> tuple[Callable[[bytes], Any], Callable[[], Any], Callable[[], None]]:
+Ends = tuple[Callable[[bytes], Any], Callable[[], Any], Callable[[], None]]
+
+
+def posix_queue(name: str) -> Ends:
     """A queue of ten messages of 8 KiB, the system's default: its send, its receive, and what closes it."""
     path = f"/anywire-bench-{secrets.token_hex(6)}"
     if name == OURS:
@@ -77,9 +86,18 @@ def queue_of(name: str) -> tuple[Callable[[bytes], Any], Callable[[], Any], Call
     return theirs.send, theirs.receive, close
 
 
-def round_trips(name: str, message: bytes, count: int, core: int = SERVER_CORE) -> float:
-    send, _, close_there = there = queue_of(name)
-    send_back, receive_back, close_back = queue_of(name)
+def sysv_queue(name: str) -> Ends:
+    """The same of System V, of the system's default size."""
+    if name == OURS:
+        ours = sysv.MessageQueue.create(sysv.PRIVATE, owner=True)
+        return ours.send, ours.recv, ours.close
+    theirs = sysv_ipc.MessageQueue(None, sysv_ipc.IPC_CREX, max_message_size=8192)
+    return theirs.send, theirs.receive, theirs.remove
+
+
+def round_trips(queue: Callable[[str], Ends], name: str, message: bytes, count: int, core: int = SERVER_CORE) -> float:
+    send, receive, close_there = queue(name)
+    send_back, receive_back, close_back = queue(name)
 
     def work() -> None:
         for _ in range(count):
@@ -87,7 +105,6 @@ def round_trips(name: str, message: bytes, count: int, core: int = SERVER_CORE) 
             receive_back()
 
     def echo() -> None:
-        receive = there[1]
         for _ in range(count):
             receive()
             send_back(message)
@@ -99,13 +116,13 @@ def round_trips(name: str, message: bytes, count: int, core: int = SERVER_CORE) 
         close_back()
 
 
-def on_one_cpu(name: str, message: bytes, count: int) -> float:
-    return round_trips(name, message, count, CLIENT_CORE)
+def on_one_cpu(queue: Callable[[str], Ends], name: str, message: bytes, count: int) -> float:
+    return round_trips(queue, name, message, count, CLIENT_CORE)
 
 
-def alone(name: str, message: bytes, count: int) -> float:
+def alone(queue: Callable[[str], Ends], name: str, message: bytes, count: int) -> float:
     """Send and receive in one thread, which never waits."""
-    send, receive, close = queue_of(name)
+    send, receive, close = queue(name)
     try:
         start = time.perf_counter()
         for _ in range(count):
@@ -116,28 +133,90 @@ def alone(name: str, message: bytes, count: int) -> float:
         close()
 
 
-def message_queues(report: Report, rounds: int, seconds: float) -> None:
-    names = [OURS] + ([POSIX] if posix_ipc is not None else [])
-    cells: list[tuple[str, Callable[[str, bytes, int], float], bytes, int]] = [
-        ("message queue 64 B there and back, one CPU", on_one_cpu, bytes(64), ROUND_TRIPS),
-        ("message queue 64 B there and back", round_trips, bytes(64), ROUND_TRIPS),
-        ("message queue 8 KiB there and back", round_trips, bytes(8192), ROUND_TRIPS),
-        ("message queue 64 B, one thread", alone, bytes(64), ROUND_TRIPS * 6),
+def compare(
+    report: Report, cell: str, peer: str, here: bool, rounds: int, measure: Callable[[str, int], float], count: int
+) -> None:
+    """Ours and the peer's in turn, on this CPU."""
+    for number in range(rounds):
+        for name in turns([OURS, peer] if here else [OURS], number):
+            os.sched_setaffinity(0, {CLIENT_CORE})
+            report.results.add(cell, name, {"rate": measure(name, count)})
+            os.sched_setaffinity(0, {SERVER_CORE, CLIENT_CORE})
+    report.rates(cell, peer, "rate")
+
+
+def queues(
+    report: Report, what: str, queue: Callable[[str], Ends], peer: str, here: bool, rounds: int, seconds: float,
+    target: float = 1.0,
+) -> None:
+    cells: list[tuple[str, Callable[..., float], bytes, int]] = [
+        (f"{what} 64 B there and back, one CPU", on_one_cpu, bytes(64), ROUND_TRIPS),
+        (f"{what} 64 B there and back", round_trips, bytes(64), ROUND_TRIPS),
+        (f"{what} 8 KiB there and back", round_trips, bytes(8192), ROUND_TRIPS),
+        (f"{what} 64 B, one thread", alone, bytes(64), ROUND_TRIPS * 6),
     ]
-    for cell, measure, message, per_second in cells:
-        count = max(100, int(per_second * seconds))
-        for number in range(rounds):
-            for name in turns(names, number):
-                os.sched_setaffinity(0, {CLIENT_CORE})
-                report.results.add(cell, name, {"rate": measure(name, message, count)})
-                os.sched_setaffinity(0, {SERVER_CORE, CLIENT_CORE})
-        report.rates(cell, POSIX, "rate")
-    if posix_ipc is not None:
+    for cell, way, message, per_second in cells:
+        def measure(name: str, count: int, way: Callable[..., float] = way, message: bytes = message) -> float:
+            return way(queue, name, message, count)
+
+        compare(report, cell, peer, here, rounds, measure, max(100, int(per_second * seconds)))
+    if here:
         for cell in (cells[0][0], cells[1][0]):
-            report.claim(f"{cell}, of posix_ipc", report.results.ratio(cell, OURS, POSIX, "rate"), 1.0)
+            report.claim(f"{cell}, of {peer}", report.results.ratio(cell, OURS, peer, "rate"), target)
 
 
-SECTIONS = {"message_queues": message_queues}
+def message_queues(report: Report, rounds: int, seconds: float) -> None:
+    queues(report, "message queue", posix_queue, POSIX, posix_ipc is not None, rounds, seconds)
+
+
+# --- System V --------------------------------------------------------------------------------------------------------
+
+
+def sysv_semaphore(name: str, value: int) -> Ends:
+    """A semaphore: its release, its acquire, and what removes it."""
+    if name == OURS:
+        ours = sysv.SemaphoreSet.create(sysv.PRIVATE, values=[value], owner=True)
+        return lambda _: ours.release(), ours.acquire, ours.close
+    theirs = sysv_ipc.Semaphore(None, sysv_ipc.IPC_CREX, initial_value=value)
+    return lambda _: theirs.release(), theirs.acquire, theirs.remove
+
+
+def sysv_pairs(name: str, count: int) -> float:
+    """Acquire and release in one thread, which never waits."""
+    if name == OURS:
+        ours = sysv.SemaphoreSet.create(sysv.PRIVATE, owner=True)
+        acquire, release, close = ours.acquire, ours.release, ours.close
+    else:
+        theirs = sysv_ipc.Semaphore(None, sysv_ipc.IPC_CREX, initial_value=1)
+        acquire, release, close = theirs.acquire, theirs.release, theirs.remove
+    try:
+        start = time.perf_counter()
+        for _ in range(count):
+            acquire()
+            release()
+        return count / (time.perf_counter() - start)
+    finally:
+        close()
+
+
+def system_v(report: Report, rounds: int, seconds: float) -> None:
+    here = sysv_ipc is not None
+    queues(report, "System V queue", sysv_queue, SYSV, here, rounds, seconds, WITHIN)
+
+    def handed_over(name: str, count: int) -> float:
+        return round_trips(lambda name: sysv_semaphore(name, 0), name, b"", count, CLIENT_CORE)
+
+    cells = [
+        ("System V semaphore, one thread", sysv_pairs, ROUND_TRIPS * 12),
+        ("System V semaphore there and back, one CPU", handed_over, ROUND_TRIPS),
+    ]
+    for cell, measure, per_second in cells:
+        compare(report, cell, SYSV, here, rounds, measure, max(100, int(per_second * seconds)))
+        if here:
+            report.claim(f"{cell}, of sysv_ipc", report.results.ratio(cell, OURS, SYSV, "rate"), WITHIN)
+
+
+SECTIONS = {"message_queues": message_queues, "system_v": system_v}
 
 
 def main() -> None:
@@ -148,6 +227,8 @@ def main() -> None:
     report.begin()
     if posix_ipc is None:
         report.note("posix_ipc is not installed, so not compared")
+    if sysv_ipc is None:
+        report.note("sysv_ipc is not installed, so not compared")
     for name, section in SECTIONS.items():
         if arguments.only in (None, name):
             section(report, arguments.rounds, arguments.seconds)

@@ -18,8 +18,13 @@ class Queue:
         self, type: int, excluding: int | None, truncate: int | None, timeout: float | None, block: bool,
         interrupt: Interrupt | None,
     ) -> tuple[bytes, int]: ...
-    def recv_message_into(
-        self, buffer: Buffer, type: int, excluding: int | None, truncate: bool, timeout: float | None, block: bool,
-        interrupt: Interrupt | None,
+    def send(self, message: Buffer, type: int = 1, *, timeout: float | None = None, block: bool = True) -> None: ...
+    def recv(
+        self, type: int = 0, *, excluding: int | None = None, truncate: int | None = None,
+        timeout: float | None = None, block: bool = True,
+    ) -> tuple[bytes, int]: ...
+    def recv_into(
+        self, buffer: Buffer, type: int = 0, *, excluding: int | None = None, truncate: bool = False,
+        timeout: float | None = None, block: bool = True,
     ) -> tuple[int, int]: ...
     def copy_message(self, index: int) -> tuple[bytes, int]: ...

@@ -95,6 +95,29 @@ cdef class Queue:
         """Refuse everything from now on."""
         self.closed = True
 
+    # The public three: Python methods of their own would cost a tenth of a call.
+
+    def send(self, message, long type=1, *, timeout=None, bint block=True):
+        """Put a message into the queue, after those that are there; whole or not at all.
+
+        `type`: 1 to 2⁶³-1. `timeout`: seconds to wait for room, None for ever. TimeoutError; BlockingIOError with
+        `block=False`. OSError: EMSGSIZE, larger than kernel.msgmax or than the queue will ever hold; EIDRM, removed;
+        PermissionError."""
+        self.send_message(message, type, timeout, block, None)
+
+    def recv(self, long type=0, *, excluding=None, truncate=None, timeout=None, bint block=True):
+        """Take the oldest message of a type: (its bytes, its type).
+
+        `type`: 0 for any, n for that type alone, -n for the lowest type that is there and not above n. `excluding`: any
+        but this type. `truncate`: take so many bytes of it at most, and drop the rest. `timeout`: seconds to wait, None
+        for ever. TimeoutError; BlockingIOError with `block=False`. OSError: EIDRM, removed; PermissionError."""
+        return self.recv_message(type, excluding, truncate, timeout, block, None)
+
+    def recv_into(self, buffer, long type=0, *, excluding=None, bint truncate=False, timeout=None, bint block=True):
+        """Take a message as `recv` does, into a buffer: (its length, its type). OSError E2BIG: it is longer than the
+        buffer, and stays in the queue; with `truncate` its beginning is taken and the rest dropped."""
+        return self.recv_message_into(buffer, type, excluding, truncate, timeout, block)
+
     cdef int check(self) except -1:
         if self.closed:
             raise ValueError(f"this queue object ({self.name}) is closed; open the key again")
@@ -132,7 +155,7 @@ cdef class Queue:
 
     # ------------------------------------------------------------------------------------------------------ sending
 
-    def send_message(self, data, long type, timeout, bint block, Interrupt interrupt):
+    cpdef send_message(self, data, long type, timeout, bint block, Interrupt interrupt):
         """Put a message of this type into the queue."""
         cdef Py_buffer view
         self.check()
@@ -193,7 +216,7 @@ cdef class Queue:
 
     # ---------------------------------------------------------------------------------------------------- receiving
 
-    def recv_message(self, long type, excluding, truncate, timeout, bint block, Interrupt interrupt):
+    cpdef recv_message(self, long type, excluding, truncate, timeout, bint block, Interrupt interrupt):
         """Take a message: (its bytes, its type). `truncate`: no more bytes than this; the rest is dropped."""
         cdef anywire_message small
         cdef anywire_message* message = &small
@@ -225,7 +248,7 @@ cdef class Queue:
             if message is not &small:
                 free(message)
 
-    def recv_message_into(self, buffer, long type, excluding, bint truncate, timeout, bint block, Interrupt interrupt):
+    cdef recv_message_into(self, buffer, long type, excluding, bint truncate, timeout, bint block):
         """Take a message into a buffer: (its length, its type)."""
         cdef Py_buffer view
         cdef anywire_message small
@@ -241,7 +264,7 @@ cdef class Queue:
                     raise MemoryError
             if truncate:
                 flags |= MSG_NOERROR
-            n = self.take(message, <size_t> view.len, type, flags, timeout, block, interrupt)
+            n = self.take(message, <size_t> view.len, type, flags, timeout, block, None)
             if n < 0:
                 refuse(E2BIG, self.name, f"the message is longer than the buffer of {view.len} bytes and stays in the queue; "
                                          "truncate=True takes its beginning and drops the rest")

@@ -131,32 +131,7 @@ class MessageQueue(Queue, Object):
         """Remove the queue of this key. FileNotFoundError: there is none."""
         MessageQueue.open(key).remove()
 
-    def send(self, message: Buffer, type: int = 1, *, timeout: float | None = None, block: bool = True) -> None:
-        """Put a message into the queue, after those that are there; whole or not at all.
-
-        `type`: 1 to 2⁶³-1. `timeout`: seconds to wait for room, None for ever. TimeoutError; BlockingIOError with
-        `block=False`. OSError: EMSGSIZE, larger than kernel.msgmax or than the queue will ever hold; EIDRM, removed;
-        PermissionError."""
-        self.send_message(message, type, timeout, block, None)
-
-    def recv(
-        self, type: int = 0, *, excluding: int | None = None, truncate: int | None = None,
-        timeout: float | None = None, block: bool = True,
-    ) -> tuple[bytes, int]:
-        """Take the oldest message of a type: (its bytes, its type).
-
-        `type`: 0 for any, n for that type alone, -n for the lowest type that is there and not above n. `excluding`: any
-        but this type. `truncate`: take so many bytes of it at most, and drop the rest. `timeout`: seconds to wait, None
-        for ever. TimeoutError; BlockingIOError with `block=False`. OSError: EIDRM, removed; PermissionError."""
-        return self.recv_message(type, excluding, truncate, timeout, block, None)
-
-    def recv_into(
-        self, buffer: Buffer, type: int = 0, *, excluding: int | None = None, truncate: bool = False,
-        timeout: float | None = None, block: bool = True,
-    ) -> tuple[int, int]:
-        """Take a message as `recv` does, into a buffer: (its length, its type). OSError E2BIG: it is longer than the
-        buffer, and stays in the queue; with `truncate` its beginning is taken and the rest dropped."""
-        return self.recv_message_into(buffer, type, excluding, truncate, timeout, block, None)
+    # send, recv and recv_into: _queue.pyx.
 
     def peek(self, index: int = 0) -> tuple[bytes, int]:
         """The message at this place, which stays in the queue; 0 is the oldest. IndexError: there are not so many.
