@@ -406,6 +406,41 @@ def test_a_slow_reader_pauses_the_writer(run: Any) -> None:
     run(main())
 
 
+def test_drain_waits_for_a_slow_reader(run: Any, way: str) -> None:
+    async def main() -> None:
+        data = os.urandom(1 << 20)
+        written: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        over = asyncio.Event()
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            assert (type(writer) is asyncio.StreamWriter) == (way != "direct")
+            pieces = 0
+            while True:
+                writer.write(data)
+                pieces += 1
+                drain = asyncio.ensure_future(writer.drain())
+                await asyncio.sleep(0)
+                if not drain.done():
+                    break
+            written.set_result(pieces)
+            await drain
+            writer.close()
+            with pytest.raises(ConnectionError):
+                await writer.wait_closed()
+                await writer.drain()                  # nobody is there any more
+            over.set()
+
+        server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=contexts()[0])
+        async with peer_of(server.sockets[0].getsockname()) as peer:
+            pieces = await written
+            assert await peer.read(pieces << 20) == data * pieces
+            await peer.say_goodbye()
+            await over.wait()
+        server.close()
+        await server.wait_closed()
+    run(main())
+
+
 def test_no_water_at_all(run: Any) -> None:
     """A high-water mark of 0 pauses at each write, and the next event resumes."""
     async def main() -> None:

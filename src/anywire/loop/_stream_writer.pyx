@@ -14,7 +14,7 @@ from anywire.engine._awaiting cimport FINISHED, NEW, RETURN, RUNNING, Awaited, i
 from anywire.loop._streams cimport fields_of
 from anywire.loop._transport cimport StreamTransport
 
-from asyncio.streams import StreamWriter
+from asyncio.streams import StreamReaderProtocol, StreamWriter
 
 cdef extern from "Python.h":
     Py_ssize_t Py_REFCNT(object object) noexcept
@@ -66,12 +66,14 @@ cdef class DrainOperation(Awaited):
 
     cdef bint nothing_to_wait_for(self) except -1:
         cdef dict fields = fields_of(self.writer)
-        cdef object transport = fields["_transport"], reader
+        cdef object transport = fields["_transport"], protocol = fields["_protocol"], reader
         cdef StreamTransport native
-        if type(transport) is not StreamTransport:
-            return False
-        native = transport
-        if native.closing or native.protocol_paused or native.protocol is not fields["_protocol"]:
+        if type(transport) is StreamTransport:
+            native = transport
+            if native.closing or native.protocol_paused or native.protocol is not protocol:
+                return False
+        elif type(protocol) is not StreamReaderProtocol or protocol._paused or protocol._connection_lost or \
+                transport.is_closing():                # TLS
             return False
         reader = fields["_reader"]
         return reader is None or reader._exception is None
