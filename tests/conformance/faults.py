@@ -482,3 +482,53 @@ def fork_not_refused() -> None:
                 return True
 
     use(Channel, Blocking)
+
+
+# -- message queues ---
+
+
+@fault("test_sender_waits_for_a_reader_that_stopped and mq-async")
+def full_queue_forgets() -> None:
+    """What a full queue has no room for is thrown away, and said to be sent."""
+    from anywire.wires import mq
+
+    class Sender:
+        def __init__(self, queue: Any) -> None:
+            self.queue = queue
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.queue, name)
+
+        def _try_send(self, data: Any, priority: int) -> bool:
+            self.queue._try_send(data, priority)
+            return True
+
+    def opened(address: Any, name: str, access: Any) -> Any:
+        queue = original(address, name, access)
+        return Sender(queue) if access == "w" else queue
+
+    original, mq._open = mq._open, opened
+
+
+@fault("test_ten_thousand_in_order_received and mq-async")
+def priorities_change() -> None:
+    """Every other message has a higher priority, so it overtakes the one before."""
+    from anywire.wires import mq
+
+    original = mq.MessageQueue._try_send
+    turn = iter(range(10**9))
+
+    class Sender:
+        def __init__(self, queue: Any) -> None:
+            self.queue = queue
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.queue, name)
+
+        def _try_send(self, data: Any, priority: int) -> bool:
+            return original(self.queue, data, next(turn) % 7)
+
+    opened = mq._open
+    mq._open = lambda address, name, access: (
+        Sender(opened(address, name, access)) if access == "w" else opened(address, name, access)
+    )

@@ -88,6 +88,15 @@ def credentials(setup: Setup) -> bool:
     return setup.promise.credentials == "process"
 
 
+def roomy(setup: Setup) -> bool:
+    """Some ten small messages can wait."""
+    return setup.room > 100
+
+
+def several(setup: Setup) -> bool:
+    return setup.several
+
+
 def wire(*names: str) -> Any:
     """Only these wires, for what is theirs alone."""
     return lambda setup: setup.name in names

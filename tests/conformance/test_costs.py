@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from . import roles
-from .marks import connected, holds, ordered, two_way, wire
+from .marks import connected, holds, ordered, roomy, two_way, wire
 from .roles import message
 from .world import World
 
@@ -51,7 +51,7 @@ async def test_no_task_and_no_future_per_message(world: World) -> None:
     assert not echoing.done()
 
 
-@holds(COSTS, ordered, fronts=("async",))
+@holds(COSTS, ordered, roomy, fronts=("async",))
 async def test_a_message_that_is_here_needs_no_loop(world: World) -> None:
     """Some hundred messages wait; receiving them neither suspends nor asks the loop for anything."""
     channel, peer = await world.open("receive")
@@ -78,7 +78,7 @@ async def test_a_message_that_is_here_needs_no_loop(world: World) -> None:
     assert not calls, calls
 
 
-@holds(COSTS, ordered, fronts=("async",))
+@holds(COSTS, ordered, roomy, fronts=("async",))
 async def test_a_send_with_room_needs_no_loop(world: World) -> None:
     channel, peer = await world.open("send")
     receiving = peer.start(roles.receive_numbers, 50)

@@ -15,7 +15,18 @@ import anywire
 from anywire.contract.counters import snapshot
 
 from . import roles
-from .marks import connected, connectionless, credentials, framed, holds, listening, processes, two_way, wire
+from .marks import (
+    connected,
+    connectionless,
+    credentials,
+    framed,
+    holds,
+    listening,
+    processes,
+    several,
+    two_way,
+    wire,
+)
 from .test_strangers import echo_server, echoes
 from .wires import client_address
 from .world import World, outcome
@@ -405,7 +416,7 @@ async def test_authorize_by_yes_and_no(world: World) -> None:
         assert len(handled) == 1
 
 
-@holds(WHO, listening, two_way, connectionless)
+@holds(WHO, listening, two_way, connectionless, several)
 async def test_authorize_decides_at_the_first_message(world: World) -> None:
     """Whoever is refused gets no answer, and neither handler nor others notice; who is admitted is asked about once."""
     seen: list[Any] = []

@@ -7,6 +7,7 @@ A wire that breaks a promise fails; a wire that doesn't make a promise is tested
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 from collections.abc import Callable
@@ -14,6 +15,8 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+from anywire.ipc import MessageQueue
 
 KIB, MIB = 1 << 10, 1 << 20
 
@@ -49,10 +52,13 @@ class Setup:
     largest: int = 20 * MIB  # bytes: the largest message that the size scenario sends, above the default limit's 16 MiB
     empty: bool = True  # an empty message is a message
     announced: bool = True  # connecting is seen by the listener; without connections only a message is
+    room: int = 1000  # small messages that the wire takes while nobody receives
+    several: bool = True  # several clients at a time
     again: Callable[[str], str] = lambda real: real  # the address to listen on once more, of a listener's real one
     listen_options: dict[str, Any] = field(default_factory=dict)
     dial_options: Callable[[Path], dict[str, Any]] = lambda directory: {}
     name_left: Callable[[str], bool] = lambda address: False  # does the address still exist in the system?
+    sweep: Callable[[str], object] = lambda address: None  # take away what a killed listener left in the system
 
     def __str__(self) -> str:
         return self.name
@@ -84,6 +90,24 @@ def _abstract_left(address: str) -> bool:
 
 def _shm_left(address: str) -> bool:
     return "@anywire/shm/" + address.split("//", 1)[1].split("?")[0] in Path("/proc/net/unix").read_text()
+
+
+def _queue_name(address: str) -> str:
+    return address.split("://", 1)[1].split("?")[0]
+
+
+def _queue_left(address: str) -> bool:
+    try:
+        MessageQueue.open(_queue_name(address)).close()
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _sweep_queue(address: str) -> None:
+    for suffix in ("", ".reply"):
+        with contextlib.suppress(FileNotFoundError):
+            MessageQueue.unlink(_queue_name(address) + suffix)
 
 
 @cache
@@ -126,6 +150,8 @@ FIFO_ONE = Promise("stream", False, "yes", True, True, "as end", False, False, "
 FIFO_MANY = Promise("message", False, "per writer", True, False, "no", False, False, "file mode")
 FIFO_REPLY = Promise("stream", True, "yes", True, True, "at once", True, False, "file mode")
 SHM = Promise("message and stream", True, "yes", True, True, "at once", True, False, "process")
+MQ = Promise("message", False, "per writer", True, False, "no", False, False, "file mode")
+MQ_REPLY = Promise("message", False, "yes", True, False, "no", False, False, "file mode")
 INPROC = Promise("message", True, "yes", True, True, "no", True, False, "none")
 
 SETUPS = [
@@ -182,6 +208,33 @@ SETUPS = [
         FIFO_REPLY,
         lambda directory: f"fifo://{directory}/fifo?reply=true",
         name_left=_file_left,
+    ),
+    # Small queues: all those of a user share one limit.
+    Setup(
+        "mq",
+        MQ,
+        lambda directory: f"mq:///{_unique()}?depth=6",
+        two_way=False,
+        framed=False,
+        moves=False,
+        largest=8000,
+        room=4,
+        announced=False,
+        name_left=_queue_left,
+        sweep=_sweep_queue,
+    ),
+    Setup(
+        "mq-reply",
+        MQ_REPLY,
+        lambda directory: f"mq:///{_unique()}?depth=4&reply=true",
+        several=False,
+        framed=False,
+        moves=False,
+        largest=8000,
+        room=4,
+        announced=False,
+        name_left=_queue_left,
+        sweep=_sweep_queue,
     ),
 ]
 # The wires that exist so far. A wire joins the suite by its name here; from then on it keeps every promise of its line.

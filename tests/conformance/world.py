@@ -51,7 +51,9 @@ class World:
     def listen_address(self) -> str:
         directory = Path(tempfile.mkdtemp(dir=self.directory))
         directory.chmod(self.directory.stat().st_mode)
-        return self.setup.listen(directory)
+        address = self.setup.listen(directory)
+        self._stack.callback(self.setup.sweep, address)
+        return address
 
     def dial_options(self, options: dict[str, Any]) -> dict[str, Any]:
         return {**self.setup.dial_options(self.directory), **options}

@@ -219,12 +219,13 @@ _BUILT_IN = {
     "unix": "anywire.wires.unix:UnixWire",
     "pipe": "anywire.wires.pipe:PipeWire",
     "fifo": "anywire.wires.fifo:FifoWire",
+    "mq": "anywire.wires.mq:MqWire",
     "inproc": "anywire.wires.inproc:InprocWire",
     "shm": "anywire.wires.shm:ShmWire",
     "shm+unix": "anywire.wires.shm:ShmWire",
 }
 
-_NOT_YET = ("ucx", "mpi", "nats", "kafka", "mq", "sysv", "auto")
+_NOT_YET = ("ucx", "mpi", "nats", "kafka", "sysv", "auto")
 
 GROUP = "anywire.wires"
 

@@ -120,13 +120,17 @@ def explain_name(e: int, name: str) -> str | None:
 
 def explain_size(size: int, limit: int) -> str:
     """Why a message does not fit."""
-    text = f"the message has {size} bytes, and this queue takes up to {limit}"
+    return f"the message has {size} bytes, and this queue takes up to {limit}: {advice_for(size)}"
+
+
+def advice_for(size: int) -> str:
+    """What it takes to send a message of this size, in bytes."""
     if size > LARGEST:
-        return f"{text}; none takes more than {LARGEST}: send it in parts, or pass it in shared memory"
+        return f"no queue takes more than {LARGEST} bytes: send it in parts, or pass it in shared memory"
     largest = limits().msgsize_max
     if size <= largest:
-        return f"{text}: make the queue with message_size={size}"
-    return f"{text}: make the queue with message_size={size}, after sysctl fs.mqueue.msgsize_max={size} (now {largest})"
+        return f"make the queue with message_size={size}"
+    return f"make the queue with message_size={size}, after sysctl fs.mqueue.msgsize_max={size} (now {largest})"
 
 
 def explain_notify(e: int, fd: int) -> str | None:

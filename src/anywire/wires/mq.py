@@ -1,0 +1,245 @@
+"""Message queues of the system: `mq:///name` (mq_overview(7)), shared with any program that uses them.
+
+Owns: who makes the queues, and who may have them. Used by the establishment generators, on the front's thread. The
+listener makes the queue, or opens one that is there, and receives; who connects sends, one message of the queue each.
+
+- Nobody sees who is at the other end: sending needs no reader, as long as there is the queue, and what was sent stays
+  in it when its sender ends. So the listener gets one channel with the messages of all; it comes with the first one.
+- `reply=true`: a second queue, `/name.reply`, carries messages back, to one client at a time.
+- One listener a queue, and one client a reply queue: each holds the lock of its end (flock(2)), which the kernel takes
+  back from the dead.
+- A listener unlinks the queues that it made when it closes; with `keep=true`, and those that were there before, it does
+  not: what is in them waits for the next one.
+
+What can go wrong: there is no queue (Refused), somebody else listens (EADDRINUSE) or is the client (Refused), and the
+limits of the system, which the errors name. A killed listener leaves its queue: the next one goes on with it.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, ClassVar
+
+from anywire.contract.address import Address, require_path
+from anywire.contract.endpoint import MessageEndpoint
+from anywire.contract.errors import Refused
+from anywire.contract.options import Option, Side, integer, octal_mode, size
+from anywire.contract.peer import Peer
+from anywire.contract.traits import Traits
+from anywire.contract.waits import Steps
+from anywire.contract.wire import Acceptor, Wire
+from anywire.ipc.mqueue import MessageQueue
+from anywire.wires._mqueue import QueueEndpoint
+
+LISTEN: frozenset[Side] = frozenset({"listen"})
+CONNECT: frozenset[Side] = frozenset({"connect"})
+DEFAULT_MODE = 0o600
+HIGHEST = 32767
+REPLY = Option("reply", bool, False, "two ways, by a second queue; one client at a time", shapes=True)
+DEPTH = Option("depth", integer(1, 65536), None, "how many messages a queue holds; default: the system's", LISTEN)
+MESSAGE_SIZE = Option("message_size", size, None, "bytes of the largest message; default: the system's", LISTEN)
+MODE = Option("mode", octal_mode, None, "mode of a queue that is made, octal; default: 0600", LISTEN)
+KEEP = Option("keep", bool, False, "leave the queue, with what is in it, when the listener closes", LISTEN)
+PRIORITY = Option("priority", integer(0, HIGHEST), 0, "of all that this side sends; higher ones are first", CONNECT)
+
+ONE_WAY = Traits(
+    kind=frozenset({"message"}),
+    connection=False,
+    ordered="per writer (higher priorities first)",
+    reliable="yes, kept by the kernel",
+    clean_end="no",
+    sees_death="no",
+    half_close="–",
+    crosses_hosts=False,
+    credentials="file mode",
+    copies="2",
+    message_limit="message_size",
+)
+TWO_WAY = replace(ONE_WAY, ordered="yes (of one priority)")
+SUFFIX = ".reply"
+LONGEST_NAME = 255 - len(SUFFIX)
+
+
+class MqWire(Wire):
+    """The wire of POSIX message queues."""
+
+    schemes: ClassVar[tuple[str, ...]] = ("mq",)
+    options: ClassVar[Mapping[str, Option]] = {
+        option.name: option for option in (REPLY, DEPTH, MESSAGE_SIZE, MODE, KEEP, PRIORITY)
+    }
+
+    def traits(self, address: Address) -> Traits:
+        """What it promises."""
+        return TWO_WAY if REPLY.convert(address.params.get("reply", "no")) else ONE_WAY
+
+    def check(self, address: Address) -> None:
+        """An address is the name of a queue: one slash, and no other."""
+        path = require_path(address)
+        if "/" in path[1:]:
+            raise address.error("path", "a queue's name has one slash only: mq:///name")
+        if len(address.path_bytes) - 1 > LONGEST_NAME:
+            raise address.error("path", f"a queue's name has at most {LONGEST_NAME} bytes here")
+
+    def dial(self, address: Address, options: Mapping[str, Any]) -> Steps[MessageEndpoint]:
+        """Open the queue for sending; with `reply=true` also the one for receiving."""
+        name = name_of(address)
+        sender = _open(address, name, "w")
+        receiver = None
+        try:
+            status = os.fstat(sender.fileno())
+            if options["reply"]:
+                receiver = _open(address, name + SUFFIX, "r")
+                if not _claim(receiver):
+                    why = "another client has the answers of this queue"
+                    raise Refused(why, address=str(address), operation="connect", answered=True)
+                while receiver._try_recv() is not None:  # answers to a client that is gone
+                    pass
+            peer = Peer(wire="mq", address=str(address), uid=status.st_uid, gid=status.st_gid)
+            return QueueEndpoint(
+                receiver, sender, options["max_message"], priority=options["priority"], address=address, peer=peer,
+                wire=self,
+            )
+        except BaseException:
+            sender.close()
+            if receiver is not None:
+                receiver.close()
+            raise
+        yield  # type: ignore[unreachable] # a generator like every dial, though nothing here waits
+
+    def bind(self, address: Address, options: Mapping[str, Any]) -> Acceptor:
+        """Make the queue, or open the one that is there, and receive from it."""
+        return MqAcceptor(self, address, options)
+
+
+def name_of(address: Address) -> str:
+    """The queue's name."""
+    return os.fsdecode(address.path_bytes)
+
+
+def _open(address: Address, name: str, access: Any) -> MessageQueue:
+    try:
+        return MessageQueue.open(name, access=access)
+    except FileNotFoundError:
+        why = f"there is no message queue {name}"
+        advice = "start the listener first, or pass wait=SECONDS"
+        raise Refused(why, address=str(address), operation="connect", advice=advice) from None
+    except OSError as error:
+        raise OSError(error.errno, f"connect {address}: {error.strerror}") from None
+
+
+def _claim(queue: MessageQueue) -> bool:
+    """Become the only one of this end of the queue (flock(2)); copies of the descriptor have the lock too."""
+    try:
+        fcntl.flock(queue.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _copy(queue: MessageQueue) -> MessageQueue:
+    return MessageQueue.from_fd(os.dup(queue.fileno()))
+
+
+class MqAcceptor(Acceptor):
+    """The queue that a name leads to, as one connection. It comes with the first message; closed, it comes again."""
+
+    def __init__(self, wire: Wire, address: Address, options: Mapping[str, Any]) -> None:
+        self.wire, self.address = wire, address
+        self.owner = os.getpid()
+        self.keep: bool = options["keep"]
+        self.max_message: int = options["max_message"]
+        self.queues: list[MessageQueue] = []
+        self.made: list[MessageQueue] = []
+        self.reader: QueueEndpoint | None = None
+        self.event = -1
+        name = name_of(address)
+        try:
+            self._add(name, "r", options)
+            if not _claim(self.queues[0]):
+                raise OSError(errno.EADDRINUSE, f"listen {address}: somebody receives from this queue")
+            if options["reply"]:
+                self._add(name + SUFFIX, "w", options)
+            self.event = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        except BaseException:
+            self.close()
+            raise
+
+    def _add(self, name: str, access: Any, options: Mapping[str, Any]) -> None:
+        depth, largest = options["depth"], options["message_size"]
+        mode = DEFAULT_MODE if options["mode"] is None else options["mode"]
+        while True:
+            try:
+                queue = MessageQueue.create(name, depth, largest, access=access, mode=mode)
+                os.fchmod(queue.fileno(), mode)  # whatever the umask
+                self.made.append(queue)
+            except FileExistsError:
+                try:
+                    queue = MessageQueue.open(name, access=access)
+                except FileNotFoundError:
+                    continue
+                except OSError as error:
+                    raise OSError(error.errno, f"listen {self.address}: {error.strerror}") from None
+            except OSError as error:
+                raise OSError(error.errno, f"listen {self.address}: {error.strerror}") from None
+            self.queues.append(queue)
+            if largest not in (None, queue.message_size) or depth not in (None, queue.max_messages):
+                why = f"the queue is there already, for {queue.max_messages} messages of {queue.message_size} bytes"
+                advice = "pass the same, or remove it first (anywire.ipc.MessageQueue.unlink)"
+                raise OSError(errno.EEXIST, f"listen {self.address}: {why}: {advice}")
+            return
+
+    def fileno(self) -> int:
+        """The queue while there is no connection; while there is one, an eventfd that tells of its end."""
+        if self.event < 0:
+            return -1
+        return self.event if self.reader is not None else self.queues[0].fileno()
+
+    def accept(self) -> MessageEndpoint | None:
+        """The connection, when there is none and something has come."""
+        if self.event < 0:
+            return None
+        try:
+            os.eventfd_read(self.event)
+        except BlockingIOError:
+            pass
+        if self.reader is not None or not self.queues[0].depth:
+            return None
+        receiver, *rest = copies = [_copy(queue) for queue in self.queues]
+        try:
+            self.reader = QueueEndpoint(
+                receiver, rest[0] if rest else None, self.max_message, ends=True, on_release=self._released,
+                address=self.address, peer=Peer(wire="mq"), wire=self.wire,
+            )
+        except BaseException:
+            for queue in copies:
+                queue.close()
+            raise
+        return self.reader
+
+    def _released(self) -> None:
+        """The connection is closed; any thread."""
+        self.reader = None
+        if self.event >= 0 and self.owner == os.getpid():
+            os.eventfd_write(self.event, 1)
+
+    def close(self) -> None:
+        """Take the names away, of what was made here. The connection goes on until the queue is empty."""
+        event, self.event = self.event, -1
+        if self.owner == os.getpid() and not self.keep:
+            for queue in self.made:
+                try:
+                    queue.unlink()
+                except OSError:  # somebody was faster
+                    pass
+        self.made.clear()
+        while self.queues:
+            self.queues.pop().close()
+        if event >= 0:
+            os.close(event)
+        reader = self.reader
+        if reader is not None:
+            reader.no_more()

@@ -1,0 +1,166 @@
+"""Message queues of the system as a wire: what stays in them, whose they are, and other programs at the other end."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+import anywire
+from anywire import sync
+from anywire.ipc import MessageQueue
+
+
+@pytest.fixture
+def name() -> Iterator[str]:
+    found = f"/anywire-test-{secrets.token_hex(6)}"
+    yield found
+    for suffix in ("", ".reply"):
+        try:
+            MessageQueue.unlink(found + suffix)
+        except FileNotFoundError:
+            pass
+
+
+def test_other_programs_see_the_bytes_of_the_messages(name: str) -> None:
+    with sync.listen(f"mq://{name}?depth=4&message_size=100") as listener, MessageQueue.open(name) as queue:
+        assert (queue.max_messages, queue.message_size) == (4, 100)
+        queue.send(b"from elsewhere")
+        with listener.accept(timeout=20) as channel:
+            assert channel.recv(timeout=20) == b"from elsewhere"
+        with sync.connect(f"mq://{name}?priority=7") as sender:
+            sender.send(b"")
+            sender.send(bytes(100))
+        assert queue.recv_with_priority(20) == (b"", 7)
+        assert queue.recv(20) == bytes(100)
+
+
+def test_sending_needs_no_reader_and_survives_writer_and_listener(name: str) -> None:
+    sync.listen(f"mq://{name}?keep=true&depth=4&message_size=100").close()
+    program = "import sys; from anywire import sync; sync.connect(sys.argv[1]).send(b'kept')"
+    subprocess.run([sys.executable, "-W", "ignore", "-c", program, f"mq://{name}"], check=True, timeout=30)
+    with sync.listen(f"mq://{name}") as listener, listener.accept(timeout=20) as channel:
+        assert channel.recv(timeout=20) == b"kept"
+    MessageQueue.open(name).close()                 # it was there before this listener, so it stays
+    MessageQueue.unlink(name)
+
+
+def test_a_listener_takes_away_what_it_made(name: str) -> None:
+    with sync.listen(f"mq://{name}?reply=true&depth=2"):
+        for suffix in ("", ".reply"):
+            MessageQueue.open(name + suffix).close()
+    for suffix in ("", ".reply"):
+        with pytest.raises(FileNotFoundError):
+            MessageQueue.open(name + suffix)
+    with pytest.raises(anywire.Refused, match="no message queue"):
+        sync.connect(f"mq://{name}")
+
+
+def test_higher_priorities_are_first(name: str) -> None:
+    with sync.listen(f"mq://{name}?depth=4") as listener:
+        with sync.connect(f"mq://{name}") as low, sync.connect(f"mq://{name}", priority=9) as high:
+            low.send(b"low 1")
+            low.send(b"low 2")
+            high.send(b"high")
+        with listener.accept(timeout=20) as channel:
+            assert channel.recv_many() == [b"high", b"low 1", b"low 2"]
+
+
+def test_one_listener_and_one_client_that_gets_answers(name: str) -> None:
+    with sync.listen(f"mq://{name}?reply=true&depth=4") as listener:
+        with pytest.raises(OSError, match="somebody receives") as busy:
+            sync.listen(f"mq://{name}?reply=true&depth=4")
+        assert busy.value.errno == 98
+        with sync.connect(listener.addresses[0]) as first:
+            with pytest.raises(anywire.Refused, match="another client"):
+                sync.connect(listener.addresses[0])
+            first.send(b"x")
+            channel = listener.accept(timeout=20)
+            channel.send(b"for the first")
+        with sync.connect(listener.addresses[0]) as second:
+            channel.send(b"for the second")
+            assert second.recv(timeout=20) == b"for the second"
+        channel.close()
+
+
+def test_a_killed_listener_leaves_its_messages_to_the_next(name: str) -> None:
+    program = "import sys; from anywire import sync; l = sync.listen(sys.argv[1]); print('on', flush=True); l.accept()"
+    command = [sys.executable, "-c", program, f"mq://{name}?depth=4"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"on\n"
+        process.send_signal(signal.SIGKILL)
+    with sync.connect(f"mq://{name}") as sender:
+        sender.send(b"late")
+    with sync.listen(f"mq://{name}") as listener, listener.accept(timeout=20) as channel:
+        assert channel.recv(timeout=20) == b"late"
+
+
+def test_what_is_in_the_queue_comes_before_the_end(name: str) -> None:
+    async def main() -> list[bytes]:
+        listening, connecting = anywire.listen(f"mq://{name}?depth=4"), anywire.connect(f"mq://{name}")
+        async with listening as listener, connecting as sender:
+            for number in range(4):
+                await sender.send(b"%d" % number)
+            channel = await listener.accept()
+            listener.close()
+            found = [message async for message in channel]
+            await channel.close()
+            return found
+
+    assert asyncio.run(main()) == [b"0", b"1", b"2", b"3"]
+
+
+def test_a_waiting_channel_ends_with_its_listener(name: str) -> None:
+    async def main() -> None:
+        listening, connecting = anywire.listen(f"mq://{name}?depth=4"), anywire.connect(f"mq://{name}")
+        async with listening as listener, connecting as sender:
+            await sender.send(b"x")
+            channel = await listener.accept()
+            assert await channel.recv() == b"x"
+            waiting = asyncio.ensure_future(channel.recv())
+            await asyncio.sleep(0)
+            listener.close()
+            with pytest.raises(anywire.EndOfChannel):
+                await asyncio.wait_for(waiting, 20)
+            await channel.close()
+
+    asyncio.run(main())
+
+
+def test_ends_do_what_they_can(name: str) -> None:
+    with sync.listen(f"mq://{name}?depth=4&message_size=100") as listener, sync.connect(f"mq://{name}") as sender:
+        with pytest.raises(anywire.Unsupported, match="reply=true"):
+            sender.recv(timeout=1)
+        with pytest.raises(anywire.TooLarge, match="message_size=101") as large:
+            sender.send(bytes(101))
+        assert (large.value.size, large.value.limit, large.value.option) == (101, 100, "message_size")
+        sender.send(b"x")
+        with listener.accept(timeout=20) as channel:
+            with pytest.raises(anywire.Unsupported, match="reply=true"):
+                channel.send(b"y")
+            assert channel.recv(timeout=20) == b"x"
+
+
+def test_the_mode_is_that_of_the_queues(name: str) -> None:
+    with sync.listen(f"mq://{name}?depth=2&mode=0622"), MessageQueue.open(name) as queue:
+        assert os.fstat(queue.fileno()).st_mode & 0o777 == 0o622
+
+
+def test_a_queue_of_another_size_is_not_taken_for_it(name: str) -> None:
+    with MessageQueue.create(name, 2, 10), pytest.raises(OSError, match="for 2 messages of 10 bytes"):
+        sync.listen(f"mq://{name}?depth=4")
+
+
+@pytest.mark.parametrize(
+    ("address", "says"), [("mq:///a/b", "one slash"), ("mq:///", "missing"), ("mq:///" + "x" * 250, "at most 249")]
+)
+def test_bad_addresses(address: str, says: str) -> None:
+    with pytest.raises(anywire.AddressError, match=says):
+        sync.connect(address)
