@@ -4,8 +4,8 @@ ANYWIRE_CONFORMANCE_RESULT=file: write {wire: {front: {guarantee: {scenario: pas
 scripts/guarantee_table.py. It is here and not beside the suite because under xdist the controlling process, which gets
 all reports, loads only the conftest files of the directories that it was given.
 
-A run in the background, or under nohup, inherits ignored signals, and so would all that the tests start; those that press
-Ctrl-C or hang up need them as they are at a terminal.
+A run in the background, or under nohup, inherits ignored signals, and so would all that the tests start; those that
+press Ctrl-C or hang up need them as they are at a terminal.
 """
 
 from __future__ import annotations
