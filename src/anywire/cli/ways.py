@@ -16,7 +16,6 @@ its clock and what the kernel says that it cost. One thread.
 from __future__ import annotations
 
 import ctypes
-import errno
 import functools
 import hashlib
 import json
@@ -28,12 +27,13 @@ import socket
 import sys
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
 
 from anywire.cli.contenders import Announce, announce, anywire_channel, say
 from anywire.contract.wire import known_schemes
+from anywire.ipc import Semaphore, SharedMemory
 
 Fill = Callable[[memoryview], int]      # read the file's next bytes into this memory
 Drain = Callable[[memoryview], object]  # write these bytes into the other file
@@ -166,47 +166,46 @@ def open_anywire_loan(role: str, address: str, chunk: int, announce: Announce, s
 def open_semaphores(role: str, address: str, chunk: int, announce: Announce, stack: ExitStack) -> Side:
     """A block of SLOTS chunks used round and round, and two POSIX semaphores in it that count the free and full ones.
 
-    sem_overview(7): unnamed semaphores in shared memory work between processes. They are called by ctypes, because the
-    standard library has them only as multiprocessing's, with a name and a lock of its own around each.
+    anywire.ipc's: unnamed ones, which work between processes (sem_overview(7)). Each has a cache line of its own.
     """
-    fd, page = int(address), mmap.PAGESIZE
-    libc = ctypes.CDLL(None, use_errno=True)
+    page = mmap.PAGESIZE
     if role == "server":
-        os.ftruncate(fd, page + SLOTS * chunk)
-    memory = mmap.mmap(fd, page + SLOTS * chunk)
-    # sem_t has 32 bytes at most; each has a cache line of its own.
-    free, full = (ctypes.c_void_p(ctypes.addressof(ctypes.c_char.from_buffer(memory, offset))) for offset in (0, 64))
+        os.ftruncate(int(address), page + SLOTS * chunk)
+    memory = SharedMemory.from_fd(int(address))
+
+    def close() -> None:
+        with suppress(BufferError):     # the traceback of an error may have a view: then the process's end closes it
+            memory.close()
+
+    stack.callback(close)
+    # Only the server makes them; the client comes when they are there.
     if role == "server":
-        for semaphore, value in ((free, SLOTS), (full, 0)):
-            call(libc.sem_init, semaphore, 1, value)
+        free, full = Semaphore.create_in(memory, 0, SLOTS), Semaphore.create_in(memory, 64, 0)
+    else:
+        free, full = Semaphore.open_in(memory, 0), Semaphore.open_in(memory, 64)
+    for each in (free, full):
+        stack.callback(each.close)
     announce(address)
-    slots = [memoryview(memory)[page + slot * chunk :][:chunk] for slot in range(SLOTS)]
+    whole = stack.enter_context(memoryview(memory))
+    slots = [stack.enter_context(whole[page + slot * chunk :][:chunk]) for slot in range(SLOTS)]
     turn = 0
 
     def send(fill: Fill, size: int) -> None:
         nonlocal turn
-        call(libc.sem_wait, free)
+        free.acquire()
         fill(slots[turn][:size])
-        call(libc.sem_post, full)
+        full.release()
         turn = (turn + 1) % SLOTS
 
     def recv(drain: Drain, size: int) -> int:
         nonlocal turn
-        call(libc.sem_wait, full)
+        full.acquire()
         drain(slots[turn][:size])
-        call(libc.sem_post, free)
+        free.release()
         turn = (turn + 1) % SLOTS
         return size
 
     return send if role == "server" else recv
-
-
-def call(function: Callable[..., int], *arguments: Any) -> None:
-    """A C function that returns -1 and sets errno when it fails; again when a signal interrupted it."""
-    while function(*arguments):
-        number = ctypes.get_errno()
-        if number != errno.EINTR:
-            raise OSError(number, os.strerror(number))
 
 
 def write_all(fd: int, data: memoryview) -> None:
