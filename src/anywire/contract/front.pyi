@@ -7,6 +7,7 @@ from anywire.contract.driver import Driver
 from anywire.contract.endpoint import MessageEndpoint
 from anywire.contract.face import Face
 from anywire.engine._awaiting import Awaited
+from anywire.engine._pollers import Poller
 from anywire.engine._watches import Watcher
 
 _T = TypeVar("_T")
@@ -21,6 +22,8 @@ class ReceiveOperation(Operation): ...
 class SendOperation(Operation): ...
 
 class Watched(Watcher): ...
+
+class Seen(Poller): ...
 
 class Front(Face):
     def __init__(self, end: MessageEndpoint, driver: Driver) -> None: ...
