@@ -1,8 +1,8 @@
 """The assertions of the Open POSIX Test Suite about semaphores and shared memory, and which test of ours shows each.
 
 The numbers are those of its `conformance/interfaces/{sem,shm}_*/assertions.xml`; the tests are our own. A value is the
-name of a test in test_semaphore.py (`sem_*`) or test_shared_memory.py (`shm_*`), or, in NOT_TESTED, why there is nothing
-to show.
+name of a test in test_semaphore.py (`sem_*`) or test_shared_memory.py (`shm_*`), or, in NOT_TESTED, why there is
+nothing to show.
 """
 
 from __future__ import annotations
