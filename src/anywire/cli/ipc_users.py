@@ -89,6 +89,9 @@ def _namespace(pid: int | str = "self") -> str:
 
 def _mapped(pid: int) -> Iterator[Key]:
     for line in (PROC / str(pid) / "maps").read_text(errors="replace").splitlines():
+        # Most are private ones of programs and libraries: address, then "r-xp".
+        if not (line.find("s ", 0, 40) > 0 or "/dev/shm/" in line):
+            continue
         match = _MAPPED.match(line)
         if match and match[4].startswith("/SYSV"):
             if _namespace(pid) == _namespace():
