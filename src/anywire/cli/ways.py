@@ -69,6 +69,7 @@ BY_KERNEL = "file → server's buffer → {} → client's buffer → file"
 WAYS = (
     Way("pipe", "pipe", 4, BY_KERNEL.format("pipe"), inherits="pipe"),
     Way("FIFO", "fifo", 4, BY_KERNEL.format("FIFO"), "{directory}/fifo"),
+    Way("message queue", "message_queue", 4, BY_KERNEL.format("message queue"), "/anywire-{name}"),
     Way("Unix socket", "unix", 4, BY_KERNEL.format("socket"), "{directory}/socket"),
     Way("anywire pipe", "anywire", 4, BY_KERNEL.format("pipe"), inherits="pipes"),
     Way("anywire fifo", "anywire", 4, BY_KERNEL.format("FIFO"), "fifo://{directory}/fifo?reply=true"),
@@ -117,6 +118,32 @@ def open_fifo(role: str, address: str, chunk: int, announce: Announce, stack: Ex
     fd = os.open(address, os.O_WRONLY if role == "server" else os.O_RDONLY)
     stack.callback(os.close, fd)
     return by_descriptor(role, fd, chunk)
+
+
+def open_message_queue(role: str, address: str, chunk: int, announce: Announce, stack: ExitStack) -> Side:
+    """A POSIX message queue of the system's own size, so a chunk goes in pieces."""
+    from anywire.ipc import MessageQueue
+
+    buffer = memoryview(bytearray(chunk))
+    if role == "server":
+        piece = min(chunk, MessageQueue.limits().msgsize_default)
+        queue = stack.enter_context(MessageQueue.create(address, message_size=piece, access="w", owner=True))
+        announce(address)
+    else:
+        queue = stack.enter_context(MessageQueue.open(address, access="r"))
+        queue.unlink()                      # both have it: so nothing is left, however they end
+
+    def send(fill: Fill, size: int) -> None:
+        got = fill(buffer[:size])
+        for start in range(0, got, queue.message_size):
+            queue.send(buffer[start : min(start + queue.message_size, got)])
+
+    def recv(drain: Drain, size: int) -> int:
+        got = queue.recv_into(buffer)
+        drain(buffer[:got])
+        return got
+
+    return send if role == "server" else recv
 
 
 def open_unix(role: str, address: str, chunk: int, announce: Announce, stack: ExitStack) -> Side:
@@ -216,6 +243,7 @@ def write_all(fd: int, data: memoryview) -> None:
 OPENERS: dict[str, Callable[[str, str, int, Announce, ExitStack], Side]] = {
     "pipe": open_pipe,
     "fifo": open_fifo,
+    "message_queue": open_message_queue,
     "unix": open_unix,
     "anywire": open_anywire,
     "anywire_loan": open_anywire_loan,
