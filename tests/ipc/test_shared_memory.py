@@ -471,6 +471,7 @@ def test_huge_pages(name: str) -> None:
         assert "nr_hugepages" in str(error) or "df" in str(error), error
 
 
+@pytest.mark.no_sanitize
 def test_cut_off_memory_kills_unless_sealed(name: str) -> None:
     """The system's rule, as the docs tell it: SIGBUS."""
     text = """
