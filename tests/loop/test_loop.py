@@ -432,6 +432,44 @@ def test_the_collector_sees_timers_that_are_held(loop: Loop) -> None:
     assert gone[-1]() is None
 
 
+@pytest.mark.parametrize("name", ["call_soon", "call_soon_threadsafe", "call_later", "call_at"])
+def test_all_ways_to_give_arguments(loop: Loop, name: str) -> None:
+    call, called = getattr(loop, name), []
+    delay: tuple[Any, ...] = () if "soon" in name else (0.0,)
+    variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="none")
+    context = contextvars.copy_context()
+    context.run(variable.set, "given")
+
+    def note(*arguments: object) -> None:
+        called.append((*arguments, variable.get()))
+
+    for debug in (False, True):
+        loop.set_debug(debug)
+        called.clear()
+        call(*delay, note)
+        call(*delay, note, 1, 2, 3)
+        call(*delay, note, 4, context=context)
+        call(*delay, note, context=None)
+        call(*delay, callback=note)
+        call(*delay, note, **{str(b"context", "ascii"): context})       # a key that isn't the very same object
+        loop.call_later(0.005, loop.stop)
+        loop.run_forever()
+        assert called == [("none",), (1, 2, 3, "none"), (4, "given"), ("none",), ("none",), ("given",)]
+        for wrong, options in (
+            ((), {}), ((*delay, note), {"nonsense": 1}), ((*delay, note), {"context": None, "nonsense": 1}),
+        ):
+            with pytest.raises(TypeError):
+                call(*wrong, **options)
+    loop.set_debug(False)
+    if delay:
+        for wrong in (((None, note)), (("1", note)), ((float("nan"), note))):
+            with pytest.raises((TypeError, ValueError)):
+                call(*wrong)
+    with pytest.raises(TypeError):
+        getattr(Loop, name)(object(), *delay, note)
+    assert name in (getattr(Loop, name).__doc__ or "") or name == "call_at"
+
+
 def test_many_timers_in_order(loop: Loop) -> None:
     """Those that are due together, beside those that are due later and those that are cancelled meanwhile."""
     chance, called, want = random.Random(3), [], []

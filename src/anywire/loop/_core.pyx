@@ -19,7 +19,7 @@ stays so); the process forks (the child's copy refuses with RuntimeError and cha
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.exc cimport PyErr_CheckSignals
-from cpython.object cimport PyObject
+from cpython.object cimport PyObject, PyTypeObject
 from libc.errno cimport EAGAIN, EINTR, errno
 from libc.stdint cimport uint64_t
 
@@ -51,6 +51,13 @@ cdef extern from "Python.h":
     void PyObject_GC_Track(PyObject* object) noexcept
     void PyObject_GC_UnTrack(PyObject* object) noexcept
     bint PyObject_GC_IsTracked(object object) noexcept
+
+cdef extern from "anywire/loop/fast_methods.h":
+    ctypedef object (*aw_fast)(PyObject* self, PyObject** args, Py_ssize_t count, PyObject* names)
+    ctypedef struct PyMethodDef:
+        const char* ml_name
+    int aw_replace_method(PyTypeObject* type, PyMethodDef* definition, aw_fast function) except -1
+    tuple aw_tuple(PyObject** args, Py_ssize_t count)
 
 cdef extern from *:
     """
@@ -384,6 +391,10 @@ cdef class Core:
         self.push(handle)
         return handle
 
+    # The methods that are called most are replaced below by such as need no tuple of their arguments. Not bound by Cython:
+    # then the interpreter checks what `self` is, and makes no object for each call.
+
+    @cython.binding(False)
     def call_soon(self, callback, *args, context=None):
         """Call `callback(*args)` in the loop's next turn, in the order of the calls.
 
@@ -394,6 +405,7 @@ cdef class Core:
             self._check_callback(callback, "call_soon")
         return self.soon(callback, args, context)
 
+    @cython.binding(False)
     def call_soon_threadsafe(self, callback, *args, context=None):
         """As `call_soon`, from any thread and from signal handlers; ends the loop's sleep."""
         cdef Handle handle
@@ -445,6 +457,7 @@ cdef class Core:
             hide_timer(handle, context is None)
         return handle
 
+    @cython.binding(False)
     def call_later(self, delay, callback, *args, context=None):
         """Call `callback(*args)` when `delay` seconds have passed, never before.
 
@@ -458,6 +471,7 @@ cdef class Core:
             self._check_callback(callback, "call_later")
         return self.at(monotonic() + <double> delay, callback, args, context)
 
+    @cython.binding(False)
     def call_at(self, when, callback, *args, context=None):
         """As `call_later`, at a time of the loop's time()."""
         if when is None:
@@ -986,3 +1000,61 @@ cdef class Core:
             "timers": self.timers.size(), "watched": self.watches.count,
             "seconds": self.ran + (now - self.began if self.began else 0), "slept": self.slept,
         }
+
+
+# The same methods for ordinary calls: positional arguments and perhaps a context, no debug mode. All else is as above.
+
+cdef PyMethodDef _soon_method, _threadsafe_method, _later_method
+_soon_method.ml_name = "call_soon"
+_threadsafe_method.ml_name = "call_soon_threadsafe"
+_later_method.ml_name = "call_later"
+cdef object _call_soon = Core.__dict__["call_soon"]
+cdef object _call_soon_threadsafe = Core.__dict__["call_soon_threadsafe"]
+cdef object _call_later = Core.__dict__["call_later"]
+
+
+cdef inline bint ordinary(Core core, Py_ssize_t count, Py_ssize_t least, PyObject* names) except -1:
+    if core._debug or count < least:
+        return False
+    return names == NULL or (len(<tuple> names) == 1 and <str> (<tuple> names)[0] == "context")
+
+
+cdef object in_full(object method, PyObject* self, PyObject** args, Py_ssize_t count, PyObject* names):
+    cdef tuple given = aw_tuple(args, count)
+    if names == NULL:
+        return method(<object> self, *given)
+    return method(<object> self, *given, **dict(zip(<tuple> names, aw_tuple(args + count, len(<tuple> names)))))
+
+
+cdef object fast_call_soon(PyObject* self, PyObject** args, Py_ssize_t count, PyObject* names):
+    cdef Core core = <Core> self
+    if not ordinary(core, count, 1, names):
+        return in_full(_call_soon, self, args, count, names)
+    core.check()
+    return core.soon(<object> args[0], aw_tuple(args + 1, count - 1), None if names == NULL else <object> args[count])
+
+
+cdef object fast_call_soon_threadsafe(PyObject* self, PyObject** args, Py_ssize_t count, PyObject* names):
+    cdef Core core = <Core> self
+    cdef Handle handle
+    if not ordinary(core, count, 1, names):
+        return in_full(_call_soon_threadsafe, self, args, count, names)
+    core.check()
+    handle = core.soon(<object> args[0], aw_tuple(args + 1, count - 1), None if names == NULL else <object> args[count])
+    if core.sleeping:
+        core.wake()
+    return handle
+
+
+cdef object fast_call_later(PyObject* self, PyObject** args, Py_ssize_t count, PyObject* names):
+    cdef Core core = <Core> self
+    if not ordinary(core, count, 2, names) or <object> args[0] is None:
+        return in_full(_call_later, self, args, count, names)
+    core.check()
+    return core.at(monotonic() + <double> <object> args[0], <object> args[1], aw_tuple(args + 2, count - 2),
+                   None if names == NULL else <object> args[count])
+
+
+aw_replace_method(<PyTypeObject*> Core, &_soon_method, fast_call_soon)
+aw_replace_method(<PyTypeObject*> Core, &_threadsafe_method, fast_call_soon_threadsafe)
+aw_replace_method(<PyTypeObject*> Core, &_later_method, fast_call_later)
