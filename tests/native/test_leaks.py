@@ -29,6 +29,8 @@ WIRES = {
 }
 SLOWER = {"tls": 1.5, "udp": 4, "pipe": 2, "fifo-one-way": 2, "fifo-many": 2}
 """By how much fewer cycles are made of these, which are slower or have fewer ways."""
+LEFT_TO_CI = {"seqpacket", "tls", "fifo-one-way", "fifo-many"}
+"""Those that take longest; what is native in them is tested by others, too."""
 # One arena, and a fixed size from which malloc(3) maps: else freed memory stays resident, more or less by chance.
 STEADY = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "131072"}
 LEAK = {"objects": 0.6, "malloced": 200, "resident": 3 << 10}
@@ -72,7 +74,9 @@ def leaking(address: str, front: str, cycles: int, *more: str) -> dict[str, dict
 @pytest.mark.no_sanitize
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("front", ["async", "blocking"])
-@pytest.mark.parametrize("wire", WIRES)
+@pytest.mark.parametrize(
+    "wire", [pytest.param(wire, marks=pytest.mark.slow if wire in LEFT_TO_CI else ()) for wire in WIRES]
+)
 def test_nothing_is_left_of_hundreds_of_connections(wire: str, front: str, tmp_path: Path) -> None:
     address = WIRES[wire].format(pid=os.getpid(), directory=tmp_path)
     cycles = int(CYCLES / SLOWER.get(wire, 1))
