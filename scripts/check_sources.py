@@ -41,6 +41,12 @@ def main() -> int:
             problems.append(f"{folder.relative_to(ROOT)}: no meson.build; add one and its subdir() line")
             continue
         text = build.read_text()
+        home = folder.relative_to(PACKAGE.parent)
+        for place in re.findall(r"subdir: '(.*?)'", text):
+            if place != str(home) and not place.startswith(f"{home}/"):
+                problems.append(f"{build.relative_to(ROOT)}: installs into {place}, which is not {home}")
+        if folder != PACKAGE and f"'{folder.name}'" not in (folder.parent / "meson.build").read_text():
+            problems.append(f"{build.relative_to(ROOT)}: the meson.build above it doesn't name this folder")
         right = expected(build, text)
         if text != right and fix:
             build.write_text(right)

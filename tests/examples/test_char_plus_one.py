@@ -21,9 +21,9 @@ ANSWERS = {"HAL": "IBM", "Zmxvhqd": "[nywire", "ä\ud7ff\U0010ffff": "å\ue000\0
 
 
 def able() -> list[str]:
-    """The wires of this version that answer; their addresses are made anew in each test."""
+    """The wires that answer several clients at a time; their addresses are made anew in each test."""
     with tempfile.TemporaryDirectory() as directory:
-        return [place.name for place in places(Path(directory)) if not place.reason]
+        return [place.name for place in places(Path(directory)) if not place.reason and place.name != "mq"]
 
 
 ABLE = able()

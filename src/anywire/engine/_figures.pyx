@@ -1,4 +1,4 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False
+# cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False, embedsignature=True
 """Where a loop shows its figures: slots of memory that somebody above has, and that other processes may read.
 
 The engine and the loop know nothing of the page of counters. Whoever has it offers slots once (`offer`); loops that were

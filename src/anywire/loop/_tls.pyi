@@ -3,7 +3,15 @@ import ssl
 from asyncio import sslproto
 from typing import Any
 
-class TLSLayer: ...
+class TLSLayer:
+    state: Any
+    app_protocol: Any
+    app_reading_paused: bool
+    app_writing_paused: bool
+    ssl_reading_paused: bool
+    ssl_writing_paused: bool
+
+def of_the_layer(name: str) -> property: ...
 
 class TLSProtocol(sslproto.SSLProtocol):
     def __init__(
