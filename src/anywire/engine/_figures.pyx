@@ -1,4 +1,4 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False, embedsignature=True
+# cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False
 """Where a loop shows its figures: slots of memory that somebody above has, and that other processes may read.
 
 The engine and the loop know nothing of the page of counters. Whoever has it offers slots once (`offer`); loops that were
@@ -71,7 +71,7 @@ cdef void release_figures(void* slot) noexcept:
 cdef class Meter:
     """One loop's place. Made, placed and left by the loop."""
 
-    def __init__(self):
+    def __cinit__(self):
         if not self.place():
             _without.add(self)
 
