@@ -13,6 +13,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,6 +25,8 @@ from anywire.ipc import mutex as native
 __all__ = ["c_program"]
 
 Lock = Mutex | RWLock | Condition
+FUTEX = ("202 ", "98 ")
+"""How /proc/PID/syscall begins while it is in futex(2): on x86, and on others."""
 
 
 @pytest.fixture
@@ -309,8 +312,8 @@ def test_a_signal_ends_a_wait_of_the_main_thread(mutex: Mutex) -> None:
         import sys
         from anywire.ipc import Mutex
         mutex = Mutex.open(sys.argv[1])
-        print("waiting")
         try:
+            print("waiting")
             mutex.lock()
         except KeyboardInterrupt:
             print("interrupted")
@@ -318,6 +321,8 @@ def test_a_signal_ends_a_wait_of_the_main_thread(mutex: Mutex) -> None:
     """
     with mutex, program(text, mutex.name) as child:
         assert line_of(child) == "waiting"
+        while not Path(f"/proc/{child.pid}/syscall").read_text().startswith(FUTEX):
+            time.sleep(0.001)
         child.send_signal(signal.SIGINT)
         assert line_of(child) == "interrupted"
 
@@ -549,7 +554,7 @@ def test_writers_first(name: str) -> None:
 
 def sleeps(thread: threading.Thread) -> bool:
     with open(f"/proc/self/task/{thread.native_id}/syscall") as file:
-        return file.read().startswith(("202 ", "98 "))  # futex, of x86 and others
+        return file.read().startswith(FUTEX)
 
 
 def test_a_dead_writer_is_named(name: str) -> None:

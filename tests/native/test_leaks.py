@@ -29,7 +29,7 @@ WIRES = {
 }
 SLOWER = {"tls": 1.5, "udp": 4, "pipe": 2, "fifo-one-way": 2, "fifo-many": 2}
 """By how much fewer cycles are made of these, which are slower or have fewer ways."""
-LEFT_TO_CI = {"seqpacket", "tls", "fifo-one-way", "fifo-many"}
+LEFT_TO_CI = {"unix", "seqpacket", "tls", "udp", "fifo", "fifo-one-way", "fifo-many"}
 """Those that take longest; what is native in them is tested by others, too."""
 # One arena, and a fixed size from which malloc(3) maps: else freed memory stays resident, more or less by chance.
 STEADY = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "131072"}
