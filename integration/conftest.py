@@ -27,6 +27,7 @@ from programs import PATIENCE, Run, Server, descriptors, new_event_loop, private
 def run() -> Iterator[Run]:
     """Run a coroutine on a new loop of ours; nothing may be left afterwards: descriptors, tasks, errors."""
     complaints: list[dict[str, Any]] = []
+    new_event_loop().close()        # the first one opens the page of counters, which stays with the process
     before = descriptors()
 
     def run_one(main: Coroutine[Any, Any, Any]) -> Any:
