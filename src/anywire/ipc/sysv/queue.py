@@ -13,15 +13,16 @@ from __future__ import annotations
 
 import errno
 from collections.abc import AsyncIterator, Iterator
-from typing import NamedTuple, NoReturn, Self
-
-from typing_extensions import Buffer
+from typing import TYPE_CHECKING, NamedTuple, NoReturn, Self
 
 from . import _calls, kernel_limits, keys
 from ._interrupt import Interrupt
 from ._queue import Queue
 from .helpers import Turns, submit
 from .objects import Object, create_or_open
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 
 class QueueStatus(NamedTuple):
