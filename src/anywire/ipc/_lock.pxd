@@ -38,7 +38,6 @@ cdef extern from "anywire/ipc/locks.h" nogil:
     void aw_count_notification(aw_lock *l)
     int aw_lock_wait(aw_lock *l, int how, int64_t deadline)
     int aw_condition_wait(aw_lock *c, aw_lock *m, int64_t deadline)
-    int64_t aw_lock_now()
     int32_t aw_writer(aw_lock *l)
     void aw_set_writer(aw_lock *l, int32_t pid)
 

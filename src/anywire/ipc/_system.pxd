@@ -5,6 +5,8 @@ from posix.time cimport timespec
 cdef object failure(int e, object name, str more=*)                     # the OSError, to be raised
 cdef int fail(int e, object name, str more=*) except -1                 # raises it
 
+cdef bytes encoded(object name, str what, str example)                  # as the C library takes it
+
 cdef int64_t deadline(object timeout) except? -2                        # seconds or None -> nanoseconds of `now`; -1: never
 cdef int64_t now() noexcept nogil
 cdef int64_t left(int64_t deadline) noexcept nogil                      # nanoseconds, at least 0; -1: for ever

@@ -37,6 +37,15 @@ cdef int fail(int e, object name, str more=None) except -1:
     raise failure(e, name, more)
 
 
+cdef bytes encoded(object name, str what, str example):
+    """The bytes of the name of `what`. TypeError: no str. ValueError: a null character, which would end it."""
+    if not isinstance(name, str):
+        raise TypeError(f"the name of {what} is a str such as {example!r}, not {type(name).__name__}")
+    if "\0" in name:
+        raise ValueError(f"the name of {what} has no null character: {name!r}")
+    return os.fsencode(name)
+
+
 cdef int64_t now() noexcept nogil:
     cdef timespec t
     clock_gettime(CLOCK_MONOTONIC, &t)

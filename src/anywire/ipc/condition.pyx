@@ -9,10 +9,10 @@ from libc.errno cimport ETIMEDOUT
 from libc.stdint cimport int64_t, uint32_t
 from cpython.exc cimport PyErr_CheckSignals
 from anywire.ipc._lock cimport (
-    AW_CONDITION, Lock, aw_condition_wait, aw_count_notification, aw_lock, aw_lock_now, aw_make_condition,
+    AW_CONDITION, Lock, aw_condition_wait, aw_count_notification, aw_lock, aw_make_condition,
     aw_notifications, pthread_cond_broadcast, pthread_cond_signal,
 )
-from anywire.ipc._system cimport deadline, fail
+from anywire.ipc._system cimport deadline, fail, now
 from anywire.ipc.mutex cimport Mutex
 
 import cython
@@ -127,7 +127,7 @@ cdef class Condition(Lock):
                 # a C program did not count it, a wait without a time-out must end, in case.
                 if e == 0 or end < 0 or aw_notifications(place) != seen:
                     return
-                if end <= aw_lock_now():
+                if end <= now():
                     fail(e, self.name, f"nobody notified for {timeout} s")
         finally:
             self.mutex.leave()
@@ -143,7 +143,7 @@ cdef class Condition(Lock):
             if end < 0:
                 self.wait()
                 continue
-            left = (end - aw_lock_now()) / 1e9
+            left = (end - now()) / 1e9
             if left <= 0:
                 fail(ETIMEDOUT, self.name, f"what is waited for did not come within {timeout} s")
             try:
@@ -184,7 +184,7 @@ cdef class Condition(Lock):
             if end < 0:
                 await self.wait_async()
                 continue
-            left = (end - aw_lock_now()) / 1e9
+            left = (end - now()) / 1e9
             if left <= 0:
                 fail(ETIMEDOUT, self.name, f"what is waited for did not come within {timeout} s")
             try:

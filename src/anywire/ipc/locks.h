@@ -25,8 +25,9 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "anywire/ipc/clock.h"
+
 #define AW_LOCK_SIZE 128
-#define AW_SECOND 1000000000
 #define AW_LOOK 100000000                       /* ns: how soon the main thread looks for signals */
 
 struct aw_lock {
@@ -117,22 +118,12 @@ extern int pthread_rwlock_clockrdlock(pthread_rwlock_t *, clockid_t, const struc
 extern int pthread_rwlock_clockwrlock(pthread_rwlock_t *, clockid_t, const struct timespec *) __attribute__((weak));
 static int aw_no_clocklock;                     /* set by tests */
 
-static inline int64_t aw_lock_now(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (int64_t)t.tv_sec * AW_SECOND + t.tv_nsec;
-}
-
-static inline struct timespec aw_lock_time(int64_t ns) {
-    return (struct timespec){ ns / AW_SECOND, ns % AW_SECOND };
-}
-
 /* No signal ends these waits, and Python's handlers run in the main thread only: there they are cut into pieces. */
 static inline int64_t aw_piece(int64_t deadline) {
     int64_t soon;
     if (syscall(SYS_gettid) != getpid())
         return deadline;
-    soon = aw_lock_now() + AW_LOOK;
+    soon = aw_now() + AW_LOOK;
     return deadline < 0 || soon < deadline ? soon : deadline;
 }
 
@@ -154,27 +145,19 @@ static int aw_call_lock(struct aw_lock *l, int how, const struct timespec *until
 
 /* Until `deadline` of the monotonic clock or, in the main thread, a little while; -1: for ever. */
 static int aw_lock_wait(struct aw_lock *l, int how, int64_t deadline) {
-    int64_t end = aw_piece(deadline), until, left;
+    int64_t end = aw_piece(deadline);
     struct timespec t;
     int e;
     if (end < 0)
         return aw_call_lock(l, how, NULL, 1);
     if (pthread_mutex_clocklock && pthread_rwlock_clockrdlock && pthread_rwlock_clockwrlock && !aw_no_clocklock) {
-        t = aw_lock_time(end);
+        t = aw_time(end);
         return aw_call_lock(l, how, &t, 1);
     }
-    for (;;) {                                  /* by the wall clock in slices: see semaphore.h */
-        left = end - aw_lock_now();
-        if (left < 0)
-            left = 0;
-        if (left > AW_SECOND)
-            left = AW_SECOND;
-        clock_gettime(CLOCK_REALTIME, &t);
-        until = t.tv_nsec + left;
-        t.tv_sec += until / AW_SECOND;
-        t.tv_nsec = until % AW_SECOND;
+    for (;;) {
+        t = aw_slice(end);
         e = aw_call_lock(l, how, &t, 0);
-        if (e != ETIMEDOUT || aw_lock_now() >= end)
+        if (e != ETIMEDOUT || aw_now() >= end)
             return e;
     }
 }
@@ -193,7 +176,7 @@ static int aw_condition_wait(struct aw_lock *c, struct aw_lock *m, int64_t deadl
     struct timespec t;
     if (end < 0)
         return pthread_cond_wait(&c->c.condition, &m->c.mutex);
-    t = aw_lock_time(end);
+    t = aw_time(end);
     return pthread_cond_timedwait(&c->c.condition, &m->c.mutex, &t);
 }
 

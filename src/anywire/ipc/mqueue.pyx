@@ -24,7 +24,7 @@ from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
 from libc.errno cimport (EAGAIN, EBADF, EEXIST, EINTR, EINVAL, EMSGSIZE, ETIMEDOUT, errno)
 from libc.stdint cimport int64_t
 from posix.time cimport timespec
-from anywire.ipc._system cimport as_timespec, deadline, fail, failure, left
+from anywire.ipc._system cimport as_timespec, deadline, encoded, fail, failure, left
 
 import os
 import secrets
@@ -118,20 +118,12 @@ def remove(name):
 
     Raises FileNotFoundError, PermissionError.
     """
-    cdef bytes raw = encoded(name)
+    cdef bytes raw = encoded(name, "a message queue", "/orders")
     cdef int e
     if mq_unlink(raw) < 0:
         e = errno
         from anywire.ipc import mqueue_limits
         fail(e, name, mqueue_limits.explain_name(e, name))
-
-
-cdef bytes encoded(object name):
-    if not isinstance(name, str):
-        raise TypeError(f"the name of a message queue is a str such as '/orders', not {type(name).__name__}")
-    if "\0" in name:
-        raise ValueError(f"the name of a message queue has no null character: {name!r}")
-    return os.fsencode(name)
 
 
 cdef unsigned int checked(object priority) except? 40000:
@@ -218,7 +210,7 @@ cdef class MessageQueue:
             how |= os.O_EXCL
         while True:
             path = f"/anywire-{secrets.token_hex(8)}" if name is None else name
-            raw = encoded(path)
+            raw = encoded(path, "a message queue", "/orders")
             fd = open_queue(raw, how, bits, count, size)
             e = errno
             if fd >= 0:

@@ -11,10 +11,10 @@ from libc.errno cimport EBUSY, EINVAL, EPERM, ETIMEDOUT
 from libc.stdint cimport int64_t
 from cpython.exc cimport PyErr_CheckSignals
 from anywire.ipc._lock cimport (
-    AW_LOCK, AW_MUTEX, Lock, aw_lock, aw_lock_now, aw_lock_wait, aw_make_mutex, aw_no_clocklock,
+    AW_LOCK, AW_MUTEX, Lock, aw_lock, aw_lock_wait, aw_make_mutex, aw_no_clocklock,
     aw_mutex_try, pthread_mutex_consistent, pthread_mutex_unlock,
 )
-from anywire.ipc._system cimport deadline, fail
+from anywire.ipc._system cimport deadline, fail, now
 
 import cython
 import errno
@@ -172,7 +172,7 @@ cdef class Mutex(Lock):
                 if e != ETIMEDOUT:
                     return self.took(e)
                 PyErr_CheckSignals()
-                if 0 <= end <= aw_lock_now():
+                if 0 <= end <= now():
                     return fail(e, self.name, f"others held it for {timeout} s")
         finally:
             self.leave()

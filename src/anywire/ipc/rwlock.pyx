@@ -9,10 +9,10 @@ from libc.errno cimport EAGAIN, EBUSY, EPERM, ETIMEDOUT
 from libc.stdint cimport int32_t, int64_t
 from cpython.exc cimport PyErr_CheckSignals
 from anywire.ipc._lock cimport (
-    AW_READ, AW_RWLOCK, AW_WRITE, Lock, aw_lock, aw_lock_now, aw_lock_wait, aw_make_rwlock, aw_set_writer, aw_writer,
+    AW_READ, AW_RWLOCK, AW_WRITE, Lock, aw_lock, aw_lock_wait, aw_make_rwlock, aw_set_writer, aw_writer,
     pthread_rwlock_tryrdlock, pthread_rwlock_trywrlock, pthread_rwlock_unlock,
 )
-from anywire.ipc._system cimport deadline, fail
+from anywire.ipc._system cimport deadline, fail, now
 
 import cython
 import os
@@ -198,7 +198,7 @@ cdef class RWLock(Lock):
                 if e != ETIMEDOUT:
                     return self.failed(e, timeout)
                 PyErr_CheckSignals()
-                if 0 <= end <= aw_lock_now():
+                if 0 <= end <= now():
                     return self.failed(e, timeout)
         finally:
             self.leave()

@@ -22,17 +22,11 @@
 #include <time.h>
 #include <unistd.h>
 
-#define AW_SECOND 1000000000
+#include "anywire/ipc/clock.h"
 
 /* Since glibc 2.30. Weak: a wheel built against an older one uses it where it runs with a newer one. */
 extern int sem_clockwait(sem_t *, clockid_t, const struct timespec *) __attribute__((weak));
 static int aw_no_clockwait;                     /* set by tests */
-
-static inline int64_t aw_sem_now(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (int64_t)t.tv_sec * AW_SECOND + t.tv_nsec;
-}
 
 /* Until `deadline` of the monotonic clock, -1: for ever. 0, or the error's number: ETIMEDOUT, EINTR. */
 static int aw_sem_wait(sem_t *s, int64_t deadline) {
@@ -40,27 +34,16 @@ static int aw_sem_wait(sem_t *s, int64_t deadline) {
     if (deadline < 0)
         return sem_wait(s) ? errno : 0;
     if (sem_clockwait && !aw_no_clockwait) {
-        t.tv_sec = deadline / AW_SECOND;
-        t.tv_nsec = deadline % AW_SECOND;
+        t = aw_time(deadline);
         return sem_clockwait(s, CLOCK_MONOTONIC, &t) ? errno : 0;
     }
-    /* sem_timedwait goes by the wall clock. In slices, so that whoever sets that clock ends no wait early, and makes one
-     * last longer by what is left of a slice: both musl and older glibc sleep for the difference that they find. */
     for (;;) {
-        int64_t left = deadline - aw_sem_now(), until;
-        if (left < 0)
-            left = 0;
-        if (left > AW_SECOND)
-            left = AW_SECOND;
-        clock_gettime(CLOCK_REALTIME, &t);
-        until = t.tv_nsec + left;
-        t.tv_sec += until / AW_SECOND;
-        t.tv_nsec = until % AW_SECOND;
+        t = aw_slice(deadline);
         if (!sem_timedwait(s, &t))
             return 0;
         if (errno != ETIMEDOUT)
             return errno;
-        if (aw_sem_now() >= deadline)
+        if (aw_now() >= deadline)
             return ETIMEDOUT;
     }
 }

@@ -12,7 +12,7 @@ from libc.stdint cimport int64_t, uint32_t
 from cpython.buffer cimport PyBuffer_Release, Py_buffer
 from cpython.exc cimport PyErr_CheckSignals, PyErr_WarnEx
 from anywire.ipc._place cimport take_place
-from anywire.ipc._system cimport deadline, fail, failure
+from anywire.ipc._system cimport deadline, encoded, fail, failure
 
 import cython
 import os
@@ -45,20 +45,12 @@ cdef extern from "anywire/ipc/semaphore.h" nogil:
 cdef int O_CREAT = os.O_CREAT, O_EXCL = os.O_EXCL
 
 
-cdef bytes encoded(object name):
-    if not isinstance(name, str):
-        raise TypeError(f"the name of a semaphore is a str such as '/jobs', not {type(name).__name__}")
-    if "\0" in name:
-        raise ValueError(f"the name of a semaphore has no null character: {name!r}")
-    return os.fsencode(name)
-
-
 def remove(name):
     """Remove the name. The semaphore itself stays for those who have it open; the next one of this name is another.
 
     Raises FileNotFoundError, PermissionError.
     """
-    cdef bytes raw = encoded(name)
+    cdef bytes raw = encoded(name, "a semaphore", "/jobs")
     if sem_unlink(raw):
         raise refusal(errno, name, O_CREAT)
 
@@ -106,7 +98,7 @@ cdef class Semaphore:
         self.sem = self.held = NULL
 
     def __init__(self, name, flags=0, mode=0o600, value=0, *, owner=False):
-        cdef bytes raw = encoded(name)
+        cdef bytes raw = encoded(name, "a semaphore", "/jobs")
         cdef const char *text = raw
         cdef int how = flags
         cdef mode_t bits = mode

@@ -12,7 +12,7 @@ memory that is not reserved may kill so too, when the file system is full.
 from libc.errno cimport EACCES, EEXIST, EINVAL, EINTR, ENAMETOOLONG, ENODEV, ENOENT, ENOMEM, ENOSPC, EOPNOTSUPP, errno
 from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_FillInfo, Py_buffer
 from cpython.exc cimport PyErr_CheckSignals, PyErr_WarnEx
-from anywire.ipc._system cimport fail, failure
+from anywire.ipc._system cimport encoded, fail, failure
 
 import cython
 import fcntl
@@ -69,20 +69,12 @@ _SEALS = {
 }
 
 
-cdef bytes encoded(object name):
-    if not isinstance(name, str):
-        raise TypeError(f"the name of shared memory is a str such as '/frames', not {type(name).__name__}")
-    if "\0" in name:
-        raise ValueError(f"the name of shared memory has no null character: {name!r}")
-    return os.fsencode(name)
-
-
 def remove(name):
     """Remove the name. The memory stays for those who have it open; the next object of this name is another.
 
     Raises FileNotFoundError, PermissionError.
     """
-    cdef bytes raw = encoded(name)
+    cdef bytes raw = encoded(name, "shared memory", "/frames")
     if shm_unlink(raw):
         raise refusal(errno, name, O_CREAT)
 
@@ -129,7 +121,7 @@ cdef class SharedMemory:
         self.fd = -1
 
     def __init__(self, name, flags=O_RDWR, mode=0o600, size=None, *, reserve=True, huge=False, owner=False):
-        cdef bytes raw = encoded(name)
+        cdef bytes raw = encoded(name, "shared memory", "/frames")
         cdef const char *text = raw
         cdef int how = flags, fd, e
         cdef mode_t bits = mode
