@@ -156,12 +156,12 @@ async def test_what_a_killed_puller_had_is_told_and_nothing_comes_twice(many: Ma
         told.extend(map(number_of, messages))
         assert len(messages) <= 10
 
-    pullers = []
+    pullers, taking = [], []
     async with many.push(prefetch=10, on_loss=on_loss) as jobs:
         address = many.client(jobs)
         for _ in range(4):
             pullers.append(await many.puller(address))
-            pullers[-1].start(roles.take_and_report)
+            taking.append(pullers[-1].start(roles.take_and_report))
         number = 0
         for victim in pullers[:3]:
             for _ in range(400):
@@ -174,6 +174,7 @@ async def test_what_a_killed_puller_had_is_told_and_nothing_comes_twice(many: Ma
             await jobs.send(message(number, 300))
             number += 1
         await until(lambda: jobs.stats().died == 3)
+    await asyncio.wait(taking)                              # what they reported before is here then
     handed = []
     for puller in pullers:
         while not puller.reports.empty():
