@@ -16,7 +16,7 @@ import textwrap
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -243,30 +243,96 @@ def test_the_collector_closes_with_a_warning(name: str) -> None:
         os.fstat(fd)
 
 
+@pytest.mark.parametrize("masked", [False, True], ids=["", "masked"])
+@pytest.mark.parametrize("timeout", [None, 60])
 @pytest.mark.parametrize("what", ["recv", "send"])
-def test_closing_ends_the_waits_of_other_threads_that_have_a_time_out(queue: MessageQueue, what: str) -> None:
-    works = {"recv": lambda: queue.recv(60), "send": lambda: queue.send(b"too many", 0, 60)}
+def test_closing_ends_the_waits_of_other_threads(
+    queue: MessageQueue, what: str, timeout: float | None, masked: bool
+) -> None:
+    """Also those of threads that have all signals blocked."""
+    works: dict[str, Callable[[], object]] = {
+        "recv": lambda: queue.recv(timeout), "send": lambda: queue.send(b"too many", 0, timeout),
+    }
+
+    def work() -> object:
+        if masked:
+            signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        return works[what]()
+
     if what == "send":
         fill(queue)
-    thread, result = in_thread(works[what])
+    before = queue.depth
+    with MessageQueue.open(str(queue.name)) as other:
+        threads = [in_thread(work) for _ in range(3)]
+        for thread, _ in threads:
+            blocked(thread)
+        fd = queue.fileno()
+        queue.close()
+        for thread, result in threads:
+            thread.join(10)
+            (error,) = result
+            assert (error.errno, error.filename) == (errno.EBADF, queue.name), error
+            assert "closed on this side" in str(error)
+        assert other.depth == before                                        # none was taken, none sent
+    with pytest.raises(OSError):
+        os.fstat(fd)
+
+
+def test_closing_just_when_others_begin_to_wait(name: str) -> None:
+    """Whatever the moment, the wait ends, with its message or with the error; a message is received or still there."""
+    ends: Counter[str] = Counter()
+    with MessageQueue.create(name, 4, 64, owner=True) as source:
+        for number in range(300):
+            queue = MessageQueue.open(name)
+            barrier = threading.Barrier(2)
+
+            def work(queue: MessageQueue = queue, barrier: threading.Barrier = barrier) -> bytes:
+                barrier.wait()
+                return queue.recv()
+
+            thread, result = in_thread(work)
+            barrier.wait()
+            if number % 3:
+                source.send(b"x")
+            queue.close()
+            thread.join(10)
+            (found,) = result
+            ends[type(found).__name__] += 1
+            if found == b"x":
+                assert source.depth == 0
+            else:
+                assert found.errno == errno.EBADF
+                assert source.depth == (1 if number % 3 else 0)
+                if source.depth:
+                    source.recv()
+    assert ends["OSError"] >= 100 and ends.total() == 300
+
+
+def test_closing_disturbs_nobody_who_has_a_handler_for_the_signal(queue: MessageQueue) -> None:
+    came = []
+    old = signal.signal(signal.SIGURG, lambda *_: came.append(1))
+    try:
+        thread, result = in_thread(queue.recv)
+        blocked(thread)
+        queue.close()
+        thread.join(10)
+        assert result[0].errno == errno.EBADF and came == []
+        os.kill(os.getpid(), signal.SIGURG)
+        assert came == [1]
+    finally:
+        signal.signal(signal.SIGURG, old)
+
+
+def test_iteration_in_another_thread_ends_when_the_queue_is_closed(queue: MessageQueue) -> None:
+    queue.send(b"one")
+    thread, result = in_thread(lambda: list(queue))
+    blocked(thread)
+    while queue.depth:
+        time.sleep(0.001)
     blocked(thread)
     queue.close()
     thread.join(10)
-    assert result[0].errno == errno.EBADF
-
-
-def test_a_wait_without_a_time_out_gets_its_message_also_when_the_queue_is_closed(queue: MessageQueue) -> None:
-    thread, result = in_thread(queue.recv)
-    blocked(thread)
-    fd = queue.fileno()
-    with MessageQueue.open(str(queue.name)) as other:
-        queue.close()
-        os.fstat(fd)                                                        # still open: it is in use
-        other.send(b"came")
-        thread.join(10)
-        assert result == [b"came"]
-    with pytest.raises(OSError):
-        os.fstat(fd)
+    assert result == [[b"one"]]
 
 
 # -- sending and receiving --------------------------------------------------------------------------------------------
@@ -583,7 +649,9 @@ def test_many_tasks_and_closing(queue: MessageQueue) -> None:
         assert [task.result() for task in done] == [b"one"]
         queue.close()
         rest = await asyncio.gather(*(task for task in tasks if task not in done), return_exceptions=True)
-        assert [getattr(error, "errno", None) for error in rest] == [errno.EBADF] * 3
+        for error in rest:
+            assert isinstance(error, OSError)
+            assert (error.errno, error.filename) == (errno.EBADF, queue.name)
 
     asyncio.run(main())
 
@@ -871,23 +939,131 @@ def test_eight_threads_lose_nothing(name: str, timed: bool) -> None:
         assert found == sorted(b"%d %d" % (number, index) for number in range(4) for index in range(count))
 
 
-def test_eight_processes_lose_nothing(name: str) -> None:
-    """Four send, three receive, and this one too; an own queue says what the others received."""
+def test_threads_whose_waits_end_early_and_cancelled_tasks_lose_nothing(name: str) -> None:
+    """Time-outs and cancellations at any moment, in both directions: what was not sent is sent again."""
+    count = 400
     with MessageQueue.create(name, 4, 16, owner=True) as queue:
-        program = """
-            import sys
-            from anywire.ipc import MessageQueue
-            with MessageQueue.open(sys.argv[1]) as queue:
-                if sys.argv[2] == "send":
-                    for index in range(300):
-                        queue.send(b"%s %d" % (sys.argv[3].encode(), index))
-                else:
-                    for message in iter(queue.recv, b""):
-                        print(message.decode())
-        """
-        command = [sys.executable, "-c", textwrap.dedent(program), name]
-        receivers = [subprocess.Popen([*command, "recv"], stdout=subprocess.PIPE, text=True) for _ in range(3)]
-        senders = [subprocess.Popen([*command, "send", str(number)]) for number in range(4)]
+
+        def produce(number: int) -> None:
+            rng = random.Random(number)
+            for index in range(count):
+                while True:
+                    try:
+                        queue.send(b"%d %d" % (number, index), number, rng.choice((0, 0.0001, 0.001)))
+                        break
+                    except TimeoutError:
+                        pass
+
+        async def produce_in_tasks(number: int) -> None:
+            rng = random.Random(number)
+            for index in range(count):
+                while not await ended_early(rng, queue.send_async(b"%d %d" % (number, index), number)):
+                    pass
+
+        def consume(number: int) -> list[bytes]:
+            rng, found = random.Random(number), []
+            while True:
+                try:
+                    message = queue.recv(rng.choice((0, 0.0001, 0.001)))
+                except TimeoutError:
+                    continue
+                if not message:
+                    return found
+                found.append(message)
+
+        async def consume_in_tasks(number: int) -> list[bytes]:
+            rng, found = random.Random(number), []
+            while True:
+                for message in await ended_early(rng, queue.recv_async()):
+                    if not message:
+                        return found
+                    found.append(message)
+
+        producers = [in_thread(lambda number=number: produce(number)) for number in range(2)]  # type: ignore[misc]
+        producers += [
+            in_thread(lambda number=number: asyncio.run(produce_in_tasks(number))) for number in (2, 3)  # type: ignore[misc]
+        ]
+        consumers = [in_thread(lambda number=number: consume(number)) for number in (4, 5)]  # type: ignore[misc]
+        consumers += [
+            in_thread(lambda number=number: asyncio.run(consume_in_tasks(number))) for number in (6, 7)  # type: ignore[misc]
+        ]
+        for thread, result in producers:
+            thread.join(50)
+            assert result == [None]
+        for _ in consumers:
+            queue.send(b"", timeout=50)                                      # of the lowest priority: after all others
+        for thread, _ in consumers:
+            thread.join(50)
+        found = sorted(message for _, result in consumers for message in result[0])
+        assert found == sorted(b"%d %d" % (number, index) for number in range(4) for index in range(count))
+
+
+async def ended_early(rng: random.Random, work: Coroutine[Any, Any, Any]) -> list[Any]:
+    """Cancel it unless it is done within a moment: its result, or nothing."""
+    task = asyncio.ensure_future(work)
+    await asyncio.wait([task], timeout=rng.choice((0, 0.0001, 0.001)))
+    task.cancel()
+    try:
+        return [await task]
+    except asyncio.CancelledError:
+        return []
+
+
+PROCESS = """
+import asyncio, random, sys
+from anywire.ipc import MessageQueue
+
+def again(call):                                # until it is done in time
+    while True:
+        try:
+            return call(rng.choice((0, 0.0001, 0.001)))
+        except TimeoutError:
+            pass
+
+async def take_in_tasks():
+    while True:
+        task = asyncio.ensure_future(queue.recv_async())
+        await asyncio.wait([task], timeout=rng.choice((0, 0.0001, 0.001)))
+        task.cancel()
+        try:
+            message = await task
+        except asyncio.CancelledError:
+            continue
+        if not message:
+            return
+        print(message.decode())
+
+name, what, number = sys.argv[1:]
+rng = random.Random(number)
+with MessageQueue.open(name) as queue:
+    if what == "send":
+        for index in range(300):
+            queue.send(b"%s %d" % (number.encode(), index), 1)
+    elif what == "send in time":
+        for index in range(300):
+            again(lambda timeout: queue.send(b"%s %d" % (number.encode(), index), 1, timeout))
+    elif what == "take in time":
+        for message in iter(lambda: again(queue.recv), b""):
+            print(message.decode())
+    elif what == "take in tasks":
+        asyncio.run(take_in_tasks())
+    else:
+        for message in iter(queue.recv, b""):
+            print(message.decode())
+"""
+
+
+def test_eight_processes_lose_nothing(name: str) -> None:
+    """Four send, three receive, and this one too: waiting for ever, with time-outs, and in tasks that are cancelled."""
+    with MessageQueue.create(name, 4, 16, owner=True) as queue:
+        command = [sys.executable, "-c", PROCESS, name]
+        receivers = [
+            subprocess.Popen([*command, what, "9"], stdout=subprocess.PIPE, text=True)
+            for what in ("take", "take in time", "take in tasks")
+        ]
+        senders = [
+            subprocess.Popen([*command, "send in time" if number % 2 else "send", str(number)]) for number in range(4)
+        ]
         try:
             thread, own = in_thread(lambda: list(iter(queue.recv, b"")))
             assert [sender.wait(50) for sender in senders] == [0] * 4

@@ -6,7 +6,8 @@ Any thread, any number of threads at a time, in any number of processes; C progr
 How a wait works. The kernel's timed calls measure by CLOCK_REALTIME, which anybody may step. So here:
 
 - Without a time-out: a blocking call, in which the kernel hands a message from sender to receiver directly. (A poll before
-  it, or a timer that ends it now and then, would cost 6 % and more of a round trip.) So `close` can't end it.
+  it, or a timer that ends it now and then, would cost 6 % and more of a round trip.) `close` ends it by a signal
+  (interrupt.h); a thread that has that signal blocked waits as with a time-out.
 - With a time-out: a call whose deadline is long past (so it never waits), then ppoll(2) with a deadline of
   CLOCK_MONOTONIC for the queue and for `close`, and so on. Linux's queue descriptors can be polled (mq_overview(7), "Polling message queue descriptors").
 - In an event loop: the same without waiting, and the loop watches the descriptor.
@@ -24,11 +25,13 @@ from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
 from libc.errno cimport (EAGAIN, EBADF, EEXIST, EINTR, EINVAL, EMSGSIZE, ETIMEDOUT, errno)
 from libc.stdint cimport int64_t
 from posix.time cimport timespec
-from anywire.ipc._system cimport as_timespec, deadline, encoded, fail, failure, left
+from posix.unistd cimport usleep
+from anywire.ipc._system cimport as_timespec, deadline, encoded, fail, failure, left, now
 
 import os
 import secrets
 import sys
+import threading
 import warnings
 import weakref
 
@@ -91,6 +94,16 @@ cdef extern from *:
     short POLLIN, POLLOUT
     int O_NONBLOCK, SIGEV_SIGNAL, SIGEV_NONE
 
+cdef extern from "anywire/ipc/interrupt.h":
+    struct aw_waiter:
+        pass
+    void aw_enlist(aw_waiter** all, aw_waiter* one)
+    void aw_delist(aw_waiter* one)
+    bint aw_interruptible()
+    void aw_interrupt_begin()
+    void aw_interrupt(aw_waiter* all)
+    void aw_interrupt_end()
+
 cdef enum:
     SPARES = 4
     SMALL = 4096                   # bytes that are copied while the GIL is held: releasing it costs more
@@ -101,11 +114,16 @@ cdef timespec _past                # of the deadline that never waits; the kerne
 _past.tv_sec = _past.tv_nsec = 0
 
 cdef int _generation = 0           # how many times this process is a forked child: waits under way are the parent's
+cdef object _interrupting = threading.Lock()
+cdef int64_t PATIENCE = 1000000000  # nanoseconds until `close` gives up on a thread that took to blocking the signal
 
 
 def _forked():
-    global _generation
+    global _generation, _interrupting
     _generation += 1
+    if _interrupting.locked():
+        aw_interrupt_end()
+        _interrupting = threading.Lock()
 
 
 os.register_at_fork(after_in_child=_forked)
@@ -180,6 +198,7 @@ cdef class MessageQueue:
     cdef readonly bint owner
     cdef object maker                  # the process that opened it
     cdef int users                     # threads in a system call without the GIL
+    cdef aw_waiter* waiting            # those of them whose call only a signal ends
     cdef int generation
     cdef bint closing
     cdef int waker                     # eventfd that `close` makes readable; -1: nobody has waited long yet
@@ -277,8 +296,8 @@ cdef class MessageQueue:
     def close(self):
         """Close it, on this side only; an `owner` unlinks the name. Closing again does nothing.
 
-        Waits with a time-out, and those of tasks, end with an OSError (EBADF). One of another thread without a time-out
-        still gets its message, or sends it, and keeps the descriptor open until then."""
+        Waits of other threads, and those of tasks, end with an OSError (EBADF), unless they just get their message, or
+        send it."""
         if self.closing:
             return
         if self.notifications:
@@ -295,8 +314,27 @@ cdef class MessageQueue:
             self.current()
             if self.users == 0:
                 self.let_go()
-            elif self.waker >= 0:
-                os.eventfd_write(self.waker, 1)
+            else:
+                if self.waker >= 0:
+                    os.eventfd_write(self.waker, 1)
+                if self.waiting != NULL:
+                    self.interrupt()
+
+    cdef int interrupt(self) except -1:
+        """End the waits that only a signal ends. The GIL is released between the signals, so that they can end."""
+        cdef int64_t end = now() + PATIENCE
+        cdef int pause = 20
+        with _interrupting:
+            aw_interrupt_begin()
+            try:
+                while self.waiting != NULL and now() < end:
+                    aw_interrupt(self.waiting)
+                    with nogil:
+                        usleep(pause)
+                    pause = min(2 * pause, 5000)
+            finally:
+                aw_interrupt_end()
+        return 0
 
     cdef int unlink_own(self) except -1:
         """Unlink the name if it still leads to this queue."""
@@ -416,6 +454,7 @@ cdef class MessageQueue:
         if self.generation != _generation:
             self.generation = _generation
             self.users = 0
+            self.waiting = NULL
             if self.waker >= 0:
                 os.close(self.waker)
                 self.waker = -1
@@ -470,13 +509,20 @@ cdef class MessageQueue:
     cdef int put(self, const char* p, Py_ssize_t n, unsigned int priority, bint waits) except -3:
         """One call. 0, or, if it must not wait, NOT_NOW."""
         cdef int r, e
+        cdef aw_waiter waiter
         while True:
-            if n <= SMALL and not waits:
+            if waits:
+                aw_enlist(&self.waiting, &waiter)
+                with nogil:
+                    r = mq_timedsend(self.fd, p, n, priority, NULL)
+                    e = errno
+                aw_delist(&waiter)
+            elif n <= SMALL:
                 r = mq_timedsend(self.fd, p, n, priority, &_past)
                 e = errno
             else:
                 with nogil:
-                    r = mq_timedsend(self.fd, p, n, priority, NULL if waits else &_past)
+                    r = mq_timedsend(self.fd, p, n, priority, &_past)
                     e = errno
             if r == 0:
                 return 0
@@ -521,7 +567,7 @@ cdef class MessageQueue:
                 return 0
             if once:
                 return NOT_NOW
-            if end < 0 and block:
+            if end < 0 and block and aw_interruptible():
                 return self.put(p, n, level, True)
             block = block and self.blocks()
             while True:
@@ -578,13 +624,20 @@ cdef class MessageQueue:
         """One call. The length, or, if it must not wait, NOT_NOW."""
         cdef Py_ssize_t r
         cdef int e
+        cdef aw_waiter waiter
         while True:
-            if not waits and n <= SMALL * 4:
+            if waits:
+                aw_enlist(&self.waiting, &waiter)
+                with nogil:
+                    r = mq_timedreceive(self.fd, p, n, priority, NULL)
+                    e = errno
+                aw_delist(&waiter)
+            elif n <= SMALL * 4:
                 r = mq_timedreceive(self.fd, p, n, priority, &_past)
                 e = errno
             else:
                 with nogil:
-                    r = mq_timedreceive(self.fd, p, n, priority, NULL if waits else &_past)
+                    r = mq_timedreceive(self.fd, p, n, priority, &_past)
                     e = errno
             if r >= 0:
                 return r
@@ -611,7 +664,7 @@ cdef class MessageQueue:
         if timeout is not None:
             end = deadline(timeout)
         while True:
-            direct = end < 0 and block and not once
+            direct = end < 0 and block and not once and aw_interruptible()
             r = self.get(p, n, priority, direct)
             if r != NOT_NOW:
                 return r

@@ -53,7 +53,11 @@ async def _until(
     try:
         async with asyncio.timeout(timeout) as limit:
             while (found := attempt()) is None:
-                await ready(queue.fileno())
+                try:
+                    await ready(queue.fileno())
+                except OSError:
+                    queue.fileno()  # closed: an error with the queue's name
+                    raise
             return found
     except TimeoutError:
         if not limit.expired():
