@@ -22,87 +22,33 @@ from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyOb
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
-from libc.errno cimport (EAGAIN, EBADF, EEXIST, EINTR, EINVAL, EMSGSIZE, ETIMEDOUT, errno)
+from libc.errno cimport EAGAIN, EBADF, EINTR, EMSGSIZE, ETIMEDOUT, errno
 from libc.stdint cimport int64_t
 from posix.time cimport timespec
-from posix.unistd cimport usleep
-from anywire.ipc._system cimport as_timespec, deadline, encoded, fail, failure, left, now
+from anywire.ipc._mqueue_notify cimport NotifyingQueue
+from anywire.ipc._mqueue_open cimport OpenQueue, aw_delist, aw_enlist, aw_interruptible, aw_waiter
+from anywire.ipc._system cimport as_timespec, deadline, fail, failure, left
 
 import os
-import secrets
-import sys
-import threading
-import warnings
-import weakref
-
-from anywire.ipc.unlinking import Unlink
 
 cdef extern from *:
     """
     #ifndef _GNU_SOURCE
     #define _GNU_SOURCE
     #endif
-    #include <fcntl.h>
     #include <mqueue.h>
     #include <poll.h>
-    #include <signal.h>
-    #include <string.h>
-    #include <sys/syscall.h>
-    #include <unistd.h>
-    static int anywire_mq_open(const char* name, int flags, mode_t mode, long count, long size) {
-        struct mq_attr a = { .mq_maxmsg = count, .mq_msgsize = size };
-        return mq_open(name, flags, mode, count ? &a : NULL);
-    }
     static int anywire_poll_two(int fd, short events, int waker, const struct timespec* left) {
         struct pollfd p[2] = { { fd, events, 0 }, { waker, POLLIN, 0 } };
         return ppoll(p, 2, left, NULL);
     }
-    /* The C library would run SIGEV_THREAD's function on a thread of its own; the kernel itself sends `cookie` through a
-     * netlink socket (ipc/mqueue.c), which any thread and any event loop can wait for. */
-    static int anywire_mq_notify_socket(int fd, int socket, const char* cookie) {
-        struct sigevent e;
-        memset(&e, 0, sizeof(e));
-        e.sigev_notify = SIGEV_THREAD;
-        e.sigev_signo = socket;
-        e.sigev_value.sival_ptr = (void*) cookie;
-        return (int) syscall(SYS_mq_notify, fd, &e);
-    }
-    static int anywire_mq_notify_signal(int fd, int kind, int signo, int value) {
-        struct sigevent e;
-        memset(&e, 0, sizeof(e));
-        e.sigev_notify = kind;
-        e.sigev_signo = signo;
-        e.sigev_value.sival_int = value;
-        return mq_notify(fd, &e);
-    }
     """
-    struct mq_attr:
-        long mq_flags
-        long mq_maxmsg
-        long mq_msgsize
-        long mq_curmsgs
-    int mq_getattr(int fd, mq_attr* a) nogil
-    int mq_setattr(int fd, const mq_attr* new, mq_attr* old) nogil
-    int mq_unlink(const char* name) nogil
-    int mq_notify(int fd, void* e) nogil
+    int mq_send(int fd, const char* p, size_t n, unsigned int priority) nogil
+    ssize_t mq_receive(int fd, char* p, size_t n, unsigned int* priority) nogil
     int mq_timedsend(int fd, const char* p, size_t n, unsigned int priority, const timespec* end) nogil
     ssize_t mq_timedreceive(int fd, char* p, size_t n, unsigned int* priority, const timespec* end) nogil
-    int open_queue "anywire_mq_open"(const char* name, int flags, int mode, long count, long size) nogil
     int poll_two "anywire_poll_two"(int fd, short events, int waker, const timespec* left) nogil
-    int notify_socket "anywire_mq_notify_socket"(int fd, int socket, const char* cookie) nogil
-    int notify_signal "anywire_mq_notify_signal"(int fd, int kind, int signo, int value) nogil
     short POLLIN, POLLOUT
-    int O_NONBLOCK, SIGEV_SIGNAL, SIGEV_NONE
-
-cdef extern from "anywire/ipc/interrupt.h":
-    struct aw_waiter:
-        pass
-    void aw_enlist(aw_waiter** all, aw_waiter* one)
-    void aw_delist(aw_waiter* one)
-    bint aw_interruptible()
-    void aw_interrupt_begin()
-    void aw_interrupt(aw_waiter* all)
-    void aw_interrupt_end()
 
 cdef enum:
     SPARES = 4
@@ -112,36 +58,6 @@ cdef enum:
 
 cdef timespec _past                # of the deadline that never waits; the kernel knows 0 as a special case
 _past.tv_sec = _past.tv_nsec = 0
-
-cdef int _generation = 0           # how many times this process is a forked child: waits under way are the parent's
-cdef object _interrupting = threading.Lock()
-cdef int64_t PATIENCE = 1000000000  # nanoseconds until `close` gives up on a thread that took to blocking the signal
-
-
-def _forked():
-    global _generation, _interrupting
-    _generation += 1
-    if _interrupting.locked():
-        aw_interrupt_end()
-        _interrupting = threading.Lock()
-
-
-os.register_at_fork(after_in_child=_forked)
-
-cdef dict ACCESS = {"r": os.O_RDONLY, "w": os.O_WRONLY, "rw": os.O_RDWR}
-
-
-def remove(name):
-    """Take the name away now; the queue goes when the last one who has it open closes it.
-
-    Raises FileNotFoundError, PermissionError.
-    """
-    cdef bytes raw = encoded(name, "a message queue", "/orders")
-    cdef int e
-    if mq_unlink(raw) < 0:
-        e = errno
-        from anywire.ipc import mqueue_limits
-        fail(e, name, mqueue_limits.explain_name(e, name))
 
 
 cdef unsigned int checked(object priority) except? 40000:
@@ -159,14 +75,7 @@ cdef unsigned int checked(object priority) except? 40000:
     return level
 
 
-cdef int access_flag(object access) except -1:
-    try:
-        return ACCESS[access]
-    except (KeyError, TypeError):
-        raise ValueError(f"access is 'r', 'w' or 'rw', not {access!r}") from None
-
-
-cdef class MessageQueue:
+cdef class MessageQueue(NotifyingQueue):
     """An open POSIX message queue.
 
     Messages come out highest priority first, and oldest first among those of one priority. Sending needs no reader; what
@@ -191,285 +100,10 @@ cdef class MessageQueue:
     Raises FileNotFoundError, FileExistsError, PermissionError, and OSErrors that name the limit in the way.
     """
 
-    cdef int fd
-    cdef readonly object name
-    cdef readonly long max_messages
-    cdef readonly long message_size
-    cdef readonly bint owner
-    cdef object maker                  # the process that opened it
-    cdef int users                     # threads in a system call without the GIL
-    cdef aw_waiter* waiting            # those of them whose call only a signal ends
-    cdef int generation
-    cdef bint closing
-    cdef int waker                     # eventfd that `close` makes readable; -1: nobody has waited long yet
     cdef char* spare[SPARES]           # buffers of message_size bytes that nobody uses
     cdef int spares
-    cdef object notifications          # a WeakSet, or None
-    cdef object __weakref__
-
-    unlink = Unlink(remove)
-
-    def __cinit__(self, *args, **keywords):
-        self.fd = self.waker = -1
-        self.closing = True
-        self.generation = _generation
-
-    def __init__(self, name, flags=os.O_RDWR, mode=0o600, max_messages=None, message_size=None, *, owner=False):
-        cdef long count = 0, size = 0
-        cdef int fd, e, how = flags, bits = mode
-        cdef bytes raw
-        if self.maker is not None:
-            raise RuntimeError("this queue was opened already")
-        if max_messages is not None or message_size is not None:
-            from anywire.ipc import mqueue_limits
-            count, size = mqueue_limits.complete(max_messages, message_size)
-        if name is None:
-            if not how & os.O_CREAT:
-                raise ValueError("only a queue that is made can have a random name: pass a name, or use create()")
-            how |= os.O_EXCL
-        while True:
-            path = f"/anywire-{secrets.token_hex(8)}" if name is None else name
-            raw = encoded(path, "a message queue", "/orders")
-            fd = open_queue(raw, how, bits, count, size)
-            e = errno
-            if fd >= 0:
-                break
-            if e == EINTR:
-                PyErr_CheckSignals()
-            elif e != EEXIST or name is not None:
-                from anywire.ipc import mqueue_limits
-                fail(e, path, mqueue_limits.explain(e, path, how, count, size))
-        self.take(fd, path, owner)
-
-    cdef int take(self, int fd, object name, bint owner) except -1:
-        cdef mq_attr a
-        if mq_getattr(fd, &a) < 0:
-            fail(errno, name, "the descriptor is not a message queue's")
-        self.fd = fd
-        self.name = name
-        self.owner = owner
-        self.maker = os.getpid()
-        self.max_messages = a.mq_maxmsg
-        self.message_size = a.mq_msgsize
-        self.closing = False
-        return 0
-
-    # -- opening by intent ----------------------------------------------------------------------------------------------
-
-    @classmethod
-    def create(cls, name=None, max_messages=None, message_size=None, *, mode=0o600, access="rw", owner=False):
-        """Make a queue that does not exist yet; None makes up a name. Raises FileExistsError."""
-        return cls(name, access_flag(access) | os.O_CREAT | os.O_EXCL, mode=mode, max_messages=max_messages,
-                   message_size=message_size, owner=owner)
-
-    @classmethod
-    def open(cls, name, *, access="rw", owner=False):
-        """Open a queue that exists. Raises FileNotFoundError."""
-        return cls(name, access_flag(access), owner=owner)
-
-    @classmethod
-    def create_or_open(cls, name, max_messages=None, message_size=None, *, mode=0o600, access="rw", owner=False):
-        """Open the queue, made if it is not there. One that is there keeps its mode and sizes: look at them."""
-        return cls(name, access_flag(access) | os.O_CREAT, mode=mode, max_messages=max_messages,
-                   message_size=message_size, owner=owner)
-
-    @classmethod
-    def from_fd(cls, int fd):
-        """A queue from its descriptor, inherited or received from another process; takes it over. Raises OSError (EBADF)
-        for what is no queue's."""
-        cdef MessageQueue queue = cls.__new__(cls)
-        try:
-            name = os.readlink(f"/proc/self/fd/{fd}")
-        except FileNotFoundError:
-            fail(EBADF, None)
-        queue.take(fd, name if name.startswith("/") and not name.endswith(" (deleted)") else None, False)
-        return queue
-
-    @staticmethod
-    def limits():
-        """What the system allows now, as `mqueue_limits.Limits`."""
-        from anywire.ipc import mqueue_limits
-        return mqueue_limits.limits()
-
-    # -- closing --------------------------------------------------------------------------------------------------------
-
-    def close(self):
-        """Close it, on this side only; an `owner` unlinks the name. Closing again does nothing.
-
-        Waits of other threads, and those of tasks, end with an OSError (EBADF), unless they just get their message, or
-        send it."""
-        if self.closing:
-            return
-        if self.notifications:
-            for notification in list(self.notifications):
-                notification.cancel()
-        self.closing = True
-        waiting = sys.modules.get("anywire.ipc.waiting")
-        if waiting is not None:                # else nobody has waited in a loop
-            waiting.forget(self.fd)
-        try:
-            if self.owner and self.maker == os.getpid():
-                self.unlink_own()
-        finally:
-            self.current()
-            if self.users == 0:
-                self.let_go()
-            else:
-                if self.waker >= 0:
-                    os.eventfd_write(self.waker, 1)
-                if self.waiting != NULL:
-                    self.interrupt()
-
-    cdef int interrupt(self) except -1:
-        """End the waits that only a signal ends. The GIL is released between the signals, so that they can end."""
-        cdef int64_t end = now() + PATIENCE
-        cdef int pause = 20
-        with _interrupting:
-            aw_interrupt_begin()
-            try:
-                while self.waiting != NULL and now() < end:
-                    aw_interrupt(self.waiting)
-                    with nogil:
-                        usleep(pause)
-                    pause = min(2 * pause, 5000)
-            finally:
-                aw_interrupt_end()
-        return 0
-
-    cdef int unlink_own(self) except -1:
-        """Unlink the name if it still leads to this queue."""
-        try:
-            other = MessageQueue(self.name, os.O_RDONLY)
-        except FileNotFoundError:
-            return 0
-        except OSError:
-            pass                       # can't be looked at, so can't be compared
-        else:
-            try:
-                if not os.path.samestat(os.fstat(other.fileno()), os.fstat(self.fd)):
-                    return 0
-            finally:
-                other.close()
-        try:
-            remove(self.name)
-        except FileNotFoundError:
-            pass
-        return 0
-
-    cdef void let_go(self) noexcept:
-        cdef int fd = self.fd, waker = self.waker
-        self.fd = self.waker = -1
-        if fd >= 0:
-            os.close(fd)
-        if waker >= 0:
-            os.close(waker)
-        while self.spares > 0:
-            self.spares -= 1
-            PyMem_RawFree(self.spare[self.spares])
-
-    def __dealloc__(self):
-        while self.spares > 0:
-            self.spares -= 1
-            PyMem_RawFree(self.spare[self.spares])
-
-    def __del__(self):
-        if not self.closing:
-            warnings.warn(f"message queue {self.name} was never closed", ResourceWarning, stacklevel=1, source=self)
-            self.close()
-
-    def __enter__(self):
-        self.usable()
-        return self
-
-    def __exit__(self, *exception):
-        self.close()
-
-    @property
-    def closed(self):
-        """Whether `close` was called here."""
-        return self.closing
-
-    def fileno(self):
-        """The descriptor: readable when a message waits, writable when there is room. Don't read or write it."""
-        self.usable()
-        return self.fd
-
-    # -- what it is -----------------------------------------------------------------------------------------------------
-
-    cdef mq_attr attributes(self) except *:
-        cdef mq_attr a
-        self.usable()
-        if mq_getattr(self.fd, &a) < 0:
-            fail(errno, self.name)
-        return a
-
-    @property
-    def depth(self):
-        """How many messages are in the queue now."""
-        return self.attributes().mq_curmsgs
-
-    cdef bint blocks(self) except -1:
-        return not self.attributes().mq_flags & O_NONBLOCK
-
-    @property
-    def blocking(self):
-        """False: O_NONBLOCK is set, and `send` and `recv` raise BlockingIOError instead of waiting, whatever their
-        time-out. It belongs to what was opened here, so a forked child has and sets the same one."""
-        return bool(self.blocks())
-
-    @blocking.setter
-    def blocking(self, bint value):
-        cdef mq_attr a = self.attributes()
-        a.mq_flags = 0 if value else O_NONBLOCK
-        if mq_setattr(self.fd, &a, NULL) < 0:
-            fail(errno, self.name)
-
-    @property
-    def access(self):
-        """'r', 'w' or 'rw'."""
-        import fcntl
-        self.usable()
-        mode = fcntl.fcntl(self.fd, fcntl.F_GETFL) & os.O_ACCMODE
-        return "rw" if mode == os.O_RDWR else "w" if mode == os.O_WRONLY else "r"
-
-    def __repr__(self):
-        state = "closed" if self.closing else f"fd={self.fd}"
-        return f"<{type(self).__name__} {self.name} {state} {self.max_messages} x {self.message_size} B>"
-
-    def __reduce__(self):
-        self.usable()
-        if self.name is None:
-            raise TypeError("this queue has no name by which another process could open it")
-        return MessageQueue, (self.name, ACCESS[self.access] | (0 if self.blocking else os.O_NONBLOCK))
 
     # -- waiting --------------------------------------------------------------------------------------------------------
-
-    cdef inline int usable(self) except -1:
-        if self.closing:
-            fail(EBADF, self.name, "the queue is closed on this side")
-        return 0
-
-    cdef inline int current(self) except -1:
-        """In a forked child: the waits under way, and the eventfd that ends them, are the parent's."""
-        if self.generation != _generation:
-            self.generation = _generation
-            self.users = 0
-            self.waiting = NULL
-            if self.waker >= 0:
-                os.close(self.waker)
-                self.waker = -1
-        return 0
-
-    cdef inline int enter(self) except -1:
-        self.usable()
-        self.current()
-        self.users += 1
-        return 0
-
-    cdef inline void leave(self) noexcept:
-        self.users -= 1
-        if self.closing and self.users == 0:
-            self.let_go()
 
     cdef int wait(self, short events, int64_t end) except -1:
         """Until the queue has one of the events (1), or the deadline has come (0). Between `enter` and `leave`."""
@@ -514,7 +148,7 @@ cdef class MessageQueue:
             if waits:
                 aw_enlist(&self.waiting, &waiter)
                 with nogil:
-                    r = mq_timedsend(self.fd, p, n, priority, NULL)
+                    r = mq_send(self.fd, p, n, priority)
                     e = errno
                 aw_delist(&waiter)
             elif n <= SMALL:
@@ -620,6 +254,17 @@ cdef class MessageQueue:
         else:
             PyMem_RawFree(p)
 
+    cdef void let_go(self) noexcept:
+        OpenQueue.let_go(self)
+        while self.spares > 0:
+            self.spares -= 1
+            PyMem_RawFree(self.spare[self.spares])
+
+    def __dealloc__(self):
+        while self.spares > 0:
+            self.spares -= 1
+            PyMem_RawFree(self.spare[self.spares])
+
     cdef Py_ssize_t get(self, char* p, Py_ssize_t n, unsigned int* priority, bint waits) except -3:
         """One call. The length, or, if it must not wait, NOT_NOW."""
         cdef Py_ssize_t r
@@ -629,7 +274,7 @@ cdef class MessageQueue:
             if waits:
                 aw_enlist(&self.waiting, &waiter)
                 with nogil:
-                    r = mq_timedreceive(self.fd, p, n, priority, NULL)
+                    r = mq_receive(self.fd, p, n, priority)
                     e = errno
                 aw_delist(&waiter)
             elif n <= SMALL * 4:
@@ -782,48 +427,3 @@ cdef class MessageQueue:
             if self.closing:
                 raise StopAsyncIteration from None
             raise
-
-    # -- being notified -------------------------------------------------------------------------------------------------
-
-    def notify(self, callback, *, once=False, loop=None):
-        """Have `callback()` called when a message comes into the empty queue: see `mqueue_notify.Notification`, which
-        this returns. On a thread of its own, or, with an event loop as `loop`, there.
-
-        It is armed again before each call, and called at once if messages wait already: so a callback that takes all
-        messages (`recv(block=False)` until BlockingIOError) misses none. `once=True`: one call, of the next message into
-        the empty queue. One process at a time can be notified for a queue. Raises OSError: EBUSY."""
-        from anywire.ipc.mqueue_notify import Notification
-        self.usable()
-        notification = Notification(self, callback, once, loop)
-        if self.notifications is None:
-            self.notifications = weakref.WeakSet()
-        self.notifications.add(notification)
-        return notification
-
-    def notify_signal(self, int signo, int value=0):
-        """Have one signal sent to this process when the next message comes into the empty queue (mq_notify(3)).
-
-        `value`, a C int, comes with it (`signal.sigwaitinfo` shows who sent the message). For another one, call again,
-        *before* taking the messages. `stop_notify` takes it back. Raises OSError: EBUSY, EINVAL."""
-        self.usable()
-        if notify_signal(self.fd, SIGEV_SIGNAL, signo, value) < 0:
-            self._refuse_notify(errno)
-
-    def _notify_socket(self, int socket, bytes cookie):
-        """Have the kernel send the cookie (32 bytes) into a netlink socket."""
-        self.usable()
-        if len(cookie) != 32:
-            raise ValueError("a cookie has 32 bytes")
-        if notify_socket(self.fd, socket, cookie) < 0:
-            self._refuse_notify(errno)
-
-    def stop_notify(self):
-        """Take back what this process asked for by `notify_signal` (or `notify`, which asks again by itself: cancel it).
-        Does nothing when another process, or nobody, is to be notified."""
-        self.usable()
-        if mq_notify(self.fd, NULL) < 0:
-            fail(errno, self.name)
-
-    def _refuse_notify(self, int e):
-        from anywire.ipc import mqueue_limits
-        fail(e, self.name, mqueue_limits.explain_notify(e, self.fd))
