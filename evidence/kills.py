@@ -1,6 +1,6 @@
 """kill -9, thousands of times: what the survivor was told against what really arrived.
 
-    python evidence/kills.py [--kills 500] [--wires tcp,unix,seqpacket,fifo,pipe,shm]
+    python evidence/kills.py [--kills 500] [--wires tcp,unix,seqpacket,fifo,pipe,shm,mq]
 
 Each round starts a receiver in a process of its own, floods it with numbered messages of random sizes, and kills it
 with SIGKILL at a random moment. The receiver counts in shared memory what its application was handed, so the truth
@@ -12,6 +12,10 @@ before.
 shm counts what is handed over in memory that survives, so there `unconfirmed` must be exact, to the one message that
 the victim had in its hands; and nothing is left of it: no mapping here, nothing in /dev/shm, no socket's name. What the
 victim had published is still received in order: its answers, after its death.
+
+mq is checked in both directions, since its kernel keeps what was sent. A sender is killed in mid-send: all that was
+sent comes whole and in order, to the one message that it had no time to count. A listener is killed: what it had not
+received is still in the queue for the next one, in order, to the one message that it had in its hands.
 
 fifo is `?reply=true`: one way, nothing tells what a reader took. On seqpacket nothing confirms either, so there
 `unconfirmed` is all that was accepted; that the loss is told at once holds there too.
@@ -29,13 +33,17 @@ import struct
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 
 import anywire
 import anywire.sync
 from anywire.contract.errors import PeerLost
+from anywire.ipc import MessageQueue
+from anywire.wires.mq import name_of
 
 COUNT = struct.Struct("<Q")
 LARGEST = 200_000
+MQ = f"mq:///anywire-kills-{os.getpid()}?depth=8&message_size=8192"
 
 
 def receive(shared: mmap.mmap, channel: anywire.sync.Channel, answers: bool) -> None:
@@ -97,16 +105,12 @@ def one(wire: str, seed: int, shared: mmap.mmap) -> dict[str, float]:
     """One kill; raises AssertionError when a promise did not hold."""
     rng = random.Random(seed)
     shared[:8] = COUNT.pack(0)
+    if wire == "mq":
+        return (killed_sender if rng.random() < 0.5 else killed_listener)(rng, shared)
     answers = rng.random() < 0.5
     pid, channel = start(wire, shared, answers)
-    killer_sleeps = rng.uniform(0.0, 0.03)
     killed = mmap.mmap(-1, 8)
-    killer = os.fork()
-    if killer == 0:
-        time.sleep(killer_sleeps)
-        os.kill(pid, signal.SIGKILL)
-        killed[:8] = struct.pack("<d", time.monotonic())
-        os._exit(0)
+    killer = kill_later(rng, pid, killed)
     accepted = 0
     answered = -1
     body = bytes(LARGEST)
@@ -149,6 +153,102 @@ def one(wire: str, seed: int, shared: mmap.mmap) -> dict[str, float]:
     return {"accepted": accepted, "unconfirmed": unconfirmed, "knew": knew - when}
 
 
+def kill_later(rng: random.Random, pid: int, killed: mmap.mmap) -> int:
+    """A process that kills `pid` at a random moment, and writes when into `killed`."""
+    sleep = rng.uniform(0.0, 0.03)
+    killer = os.fork()
+    if killer == 0:
+        time.sleep(sleep)
+        os.kill(pid, signal.SIGKILL)
+        killed[:8] = struct.pack("<d", time.monotonic())
+        os._exit(0)
+    return killer
+
+
+def in_queue(number: int) -> bytes:
+    """The message of this number, of a size of its own: it shows what is torn."""
+    return COUNT.pack(number) * (1 + number * 7919 % 1024)
+
+
+def victim(work: Callable[[], None]) -> int:
+    """A process that does it until it is killed."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            work()
+        finally:
+            os._exit(3)
+    return pid
+
+
+def dead(pid: int) -> bool:
+    """Whether the victim is, which was told to send or receive until then."""
+    done, status = os.waitpid(pid, os.WNOHANG)
+    assert not done or os.waitstatus_to_exitcode(status) == -signal.SIGKILL, status
+    return bool(done)
+
+
+def killed_sender(rng: random.Random, shared: mmap.mmap) -> dict[str, float]:
+    """mq: its messages against what it had counted."""
+
+    def send() -> None:
+        channel = anywire.sync.connect(MQ, wait=20)
+        for number in range(1 << 40):
+            channel.send(in_queue(number))
+            shared[:8] = COUNT.pack(number + 1)
+
+    pid = victim(send)
+    got, over = 0, False
+    with anywire.sync.listen(MQ) as listener, mmap.mmap(-1, 8) as killed:
+        killer = kill_later(rng, pid, killed)
+        channel = None
+        while not over:
+            over = dead(pid)                                   # then what is there now is all there is
+            try:
+                if channel is None:
+                    channel = listener.accept(timeout=0 if over else 0.01)
+                while True:
+                    assert channel.recv(timeout=0 if over else 0.01) == in_queue(got), got
+                    got += 1
+            except TimeoutError:
+                pass
+        if channel is not None:
+            channel.close()
+        os.waitpid(killer, 0)
+    (sent,) = COUNT.unpack(shared[:8])
+    assert sent <= got <= sent + 1, (sent, got)
+    return {"accepted": got, "unconfirmed": 0, "knew": 0.0}
+
+
+def killed_listener(rng: random.Random, shared: mmap.mmap) -> dict[str, float]:
+    """mq: what it had received and what is left against what was sent."""
+
+    def receive_all() -> None:
+        for number, message in enumerate(anywire.sync.listen(MQ).accept()):
+            assert message == in_queue(number), number
+            shared[:8] = COUNT.pack(number + 1)
+
+    pid = victim(receive_all)
+    with anywire.sync.connect(MQ, wait=20) as channel, mmap.mmap(-1, 8) as killed:
+        killer = kill_later(rng, pid, killed)
+        accepted = 0
+        while True:
+            try:
+                channel.send(in_queue(accepted), timeout=0.01)
+                accepted += 1
+            except TimeoutError:                               # full, so perhaps nobody receives any more
+                if dead(pid):
+                    break
+        os.waitpid(killer, 0)
+    (received,) = COUNT.unpack(shared[:8])
+    with anywire.sync.listen(MQ) as listener, listener.accept(timeout=20) as channel:
+        left = drain(channel)
+        assert left == [in_queue(number) for number in range(accepted - len(left), accepted)], (accepted, len(left))
+    MessageQueue.unlink(name_of(channel.address))              # it was there before this listener, so it stayed
+    assert received <= accepted - len(left) <= received + 1, (received, accepted, len(left))
+    return {"accepted": accepted, "unconfirmed": 0, "knew": 0.0}
+
+
 def last_words(channel: anywire.sync.Channel, answered: int) -> tuple[int, int]:
     """What a dead victim had published: (unconfirmed, as the loss says after it; the last answer)."""
     try:
@@ -171,7 +271,7 @@ def drain(channel: anywire.sync.Channel) -> list[bytes]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=500, help="for each wire (500)")
-    parser.add_argument("--wires", default="tcp,unix,seqpacket,fifo,pipe,shm")
+    parser.add_argument("--wires", default="tcp,unix,seqpacket,fifo,pipe,shm,mq")
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
     shared = mmap.mmap(-1, 4096)
@@ -188,10 +288,14 @@ def main() -> None:
                 failed = True
         left = len(os.listdir("/proc/self/fd")) - descriptors
         failed |= left != 0
+        many = f"{wire:9} {len(rows)} kills: {sum(row['accepted'] for row in rows):.0f} messages"
+        if wire == "mq":
+            print(f"{many} sent, none torn, lost or doubled; descriptors left: {left}")
+            continue
         knew = sorted(row["knew"] for row in rows)
         late = sum(1 for value in knew if value > 0.1)
         print(
-            f"{wire:9} {len(rows)} kills: {sum(row['accepted'] for row in rows):.0f} messages accepted, unconfirmed "
+            f"{many} accepted, unconfirmed "
             f"median {statistics.median(row['unconfirmed'] for row in rows):.0f} "
             f"max {max(row['unconfirmed'] for row in rows):.0f}; "
             f"knew after median {statistics.median(knew) * 1e3:.2f} ms "

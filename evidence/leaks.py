@@ -27,6 +27,7 @@ ADDRESSES = {
     "fifo": "fifo://{directory}/leaks?reply=true",
     "fifo-one-way": "fifo://{directory}/leaks",
     "fifo-many": "fifo://{directory}/leaks?writers=many",
+    "mq": f"mq:///anywire-leaks-{os.getpid()}?reply=true&depth=4&message_size=1000",
     "tcp": "tcp://127.0.0.1:0",
     "tls": "tls://127.0.0.1:0",
     "udp": "udp",

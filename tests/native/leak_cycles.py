@@ -135,6 +135,8 @@ def pair_of(wire: str) -> str:
     """The key in PAIRS of a wire whose cycles make both ends anew; "" for those that have a server for all cycles."""
     if wire.startswith("fifo:") and "reply=true" not in wire:
         return "fifo-many" if "writers=many" in wire else "fifo-one-way"
+    if wire.startswith("mq:"):
+        return "mq"
     return wire if wire in ("pipe", "udp") else ""
 
 
@@ -380,13 +382,47 @@ async def a_lost_crowd(wire: str) -> None:
         second.abort()
 
 
+async def a_queue(wire: str) -> None:
+    async with anywire.listen(wire) as listener, anywire.connect(listener.addresses[0]) as client:
+        await client.send_many([b"a", b"b", b"c"])
+        async with await listener.accept() as there:
+            got: list[bytes] = []
+            while len(got) < 3:
+                got += await there.recv_many()
+            await a_cancelled(there.recv())
+            await there.send(b"answer")
+            assert await client.recv_into(bytearray(6)) == 6
+            with contextlib.suppress(anywire.TooLarge):
+                await client.send(LARGE)
+            with contextlib.suppress(anywire.TimedOut):
+                await client.recv(timeout=0)
+            await client.send(b"last")
+            listener.close()
+            assert [message async for message in there] == [b"last"]
+
+
+async def a_full_queue(wire: str) -> None:
+    """One way; what was sent is not all received, and what does not fit is cancelled."""
+    async with anywire.listen(wire.replace("reply=true", "reply=false")) as listener:
+        sender = await anywire.connect(listener.addresses[0], priority=3)
+        await sender.send_many([b"1", b"2", b"3", b"4"])
+        await a_cancelled(sender.send(b"5"))
+        reader = await listener.accept()
+        assert await reader.recv() == b"1"
+        reader.abort()
+        sender.abort()
+    with contextlib.suppress(anywire.Refused):
+        await anywire.connect(wire)
+
+
 # Both sides in each cycle: a pipe is one connection, one way nothing says that the other end has done its part, and a
-# datagram socket never says that it has gone.
+# datagram socket, or a queue, never says that it has gone.
 ASYNC_PAIRS = {
     "pipe": [a_pipe, a_lost_pipe],
     "udp": [a_datagrams],
     "fifo-one-way": [a_writer, a_lost_writer, a_writer_of_bytes],
     "fifo-many": [a_crowd, a_lost_crowd],
+    "mq": [a_queue, a_full_queue],
 }
 
 
@@ -653,11 +689,44 @@ def lost_crowd(wire: str) -> None:
         second.abort()
 
 
+def queue(wire: str) -> None:
+    with sync.listen(wire) as listener, sync.connect(listener.addresses[0]) as client:
+        client.send_many([b"a", b"b", b"c"])
+        with listener.accept() as there:
+            got: list[bytes] = []
+            while len(got) < 3:
+                got += there.recv_many()
+            with contextlib.suppress(anywire.TimedOut):
+                there.recv(timeout=0)
+            there.send(b"answer")
+            assert client.recv_into(bytearray(6)) == 6
+            with contextlib.suppress(anywire.TooLarge):
+                client.send(LARGE)
+            client.send(b"last")
+            listener.close()
+            assert list(there) == [b"last"]
+
+
+def full_queue(wire: str) -> None:
+    with sync.listen(wire.replace("reply=true", "reply=false")) as listener:
+        sender = sync.connect(listener.addresses[0], priority=3)
+        sender.send_many([b"1", b"2", b"3", b"4"])
+        with contextlib.suppress(anywire.TimedOut):
+            sender.send(b"5", timeout=0)
+        reader = listener.accept()
+        assert reader.recv() == b"1"
+        reader.abort()
+        sender.abort()
+    with contextlib.suppress(anywire.Refused):
+        sync.connect(wire)
+
+
 PAIRS = {
     "pipe": [pipe, lost_pipe],
     "udp": [datagrams],
     "fifo-one-way": [writer, lost_writer, writer_of_bytes],
     "fifo-many": [crowd, lost_crowd],
+    "mq": [queue, full_queue],
 }
 
 

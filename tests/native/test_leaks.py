@@ -22,12 +22,13 @@ WIRES = {
     "fifo": "fifo://{directory}/leaks?reply=true",
     "fifo-one-way": "fifo://{directory}/leaks",
     "fifo-many": "fifo://{directory}/leaks?writers=many",
+    "mq": "mq:///anywire-leaks-{pid}?reply=true&depth=4&message_size=1000",
     "tcp": "tcp://127.0.0.1:0",
     "tls": "tls://127.0.0.1:0",
     "udp": "udp",
     "pipe": "pipe",
 }
-SLOWER = {"tls": 1.5, "udp": 4, "pipe": 2, "fifo-one-way": 2, "fifo-many": 2}
+SLOWER = {"tls": 1.5, "udp": 4, "pipe": 2, "fifo-one-way": 2, "fifo-many": 2, "mq": 2}
 """By how much fewer cycles are made of these, which are slower or have fewer ways."""
 LEFT_TO_CI = {"unix", "seqpacket", "tls", "udp", "fifo", "fifo-one-way", "fifo-many"}
 """Those that take longest; what is native in them is tested by others, too."""

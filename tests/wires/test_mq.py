@@ -8,7 +8,9 @@ import secrets
 import signal
 import subprocess
 import sys
+import textwrap
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -102,6 +104,15 @@ def test_a_killed_listener_leaves_its_messages_to_the_next(name: str) -> None:
         assert channel.recv(timeout=20) == b"late"
 
 
+def test_kills_at_random_moments() -> None:
+    """Of senders and listeners; `make evidence` makes thousands."""
+    program = Path(__file__).resolve().parents[2] / "evidence" / "kills.py"
+    command = [sys.executable, "-W", "ignore", str(program), "--wires", "mq", "--kills", "30"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "30 kills" in done.stdout and "descriptors left: 0" in done.stdout
+
+
 def test_what_is_in_the_queue_comes_before_the_end(name: str) -> None:
     async def main() -> list[bytes]:
         listening, connecting = anywire.listen(f"mq://{name}?depth=4"), anywire.connect(f"mq://{name}")
@@ -164,3 +175,89 @@ def test_a_queue_of_another_size_is_not_taken_for_it(name: str) -> None:
 def test_bad_addresses(address: str, says: str) -> None:
     with pytest.raises(anywire.AddressError, match=says):
         sync.connect(address)
+
+
+@pytest.mark.parametrize("options", ["", "&reply=true"], ids=["one-way", "reply"])
+def test_a_channel_goes_on_in_another_front(name: str, options: str) -> None:
+    """And in another process, which `test_a_listener_goes_on_in_another_process` shows of both ends."""
+
+    async def main() -> None:
+        with sync.listen(f"mq://{name}?depth=4&message_size=100{options}") as listener:
+            client = sync.connect(listener.addresses[0], priority=3)
+            client.send(b"before")
+            handle = client.detach()
+            with pytest.raises(anywire.ChannelClosed):
+                client.send(b"detached")
+            moved = await anywire.attach(handle)
+            await moved.send(b"after")
+            assert moved.unconfirmed == 2
+            with MessageQueue.open(name) as queue:
+                assert [queue.recv_with_priority(20) for _ in range(2)] == [(b"before", 3), (b"after", 3)]
+            with pytest.raises(anywire.TooLarge):
+                await moved.send(bytes(101))
+            if options:
+                with pytest.raises(anywire.Refused, match="another client"):        # its place went with it
+                    sync.connect(listener.addresses[0])
+                await moved.send(b"question")
+                with listener.accept(timeout=20) as there:
+                    assert there.recv(timeout=20) == b"question"
+                    there.send(b"answer")
+                assert await moved.recv(timeout=20) == b"answer"
+            await moved.close()
+
+    asyncio.run(main())
+
+
+def test_a_listener_goes_on_in_another_process(name: str) -> None:
+    """With its messages, its place and the duty to unlink; the client's channel is handed over, too."""
+    program = """
+        import sys
+        from anywire import sync
+        from anywire.contract.handle import Handle
+        with sync.connect(sys.argv[1]) as channel:
+            handles = []
+            for _ in range(2):
+                packed, fds = channel.recv_fds()
+                handles.append(Handle.unpack(packed, fds))
+            listener, client = sync.attach(handles[0], authorize=None), sync.attach(handles[1])
+            client.send(b"from there")
+            with listener.accept(timeout=20) as there:
+                got = [there.recv(timeout=20), there.recv(timeout=20)]
+                there.send(b"answer")
+            got.append(client.recv(timeout=20))
+            listener.close()
+            channel.send(repr(got).encode())
+    """
+    address = f"unix:@anywire-test-{secrets.token_hex(6)}"
+    listener = sync.listen(f"mq://{name}?depth=4&reply=true&message_size=100")
+    client = sync.connect(listener.addresses[0])
+    client.send(b"before")
+    with sync.listen(address) as local:
+        command = [sys.executable, "-W", "error", "-c", textwrap.dedent(program), address]
+        with subprocess.Popen(command) as process:
+            try:
+                with local.accept(timeout=20) as channel:
+                    for handle in (listener.detach(), client.detach()):
+                        with handle:
+                            channel.send_fds(handle.fds, handle.pack())
+                    assert channel.recv(timeout=20) == repr([b"before", b"from there", b"answer"]).encode()
+                assert process.wait(20) == 0
+            finally:
+                process.kill()
+    with pytest.raises(FileNotFoundError):
+        MessageQueue.open(name)
+
+
+def test_what_a_listener_accepted_stays_with_it(name: str) -> None:
+    with sync.listen(f"mq://{name}?depth=4") as listener, sync.connect(f"mq://{name}") as sender:
+        sender.send(b"one")
+        channel = listener.accept(timeout=20)
+        with pytest.raises(anywire.Unsupported, match="stays with its listener.*detach the listener"):
+            channel.detach()
+        with pytest.raises(anywire.Busy, match="close the channel first"):
+            listener.detach()
+        assert channel.recv(timeout=20) == b"one"                   # both go on
+        sender.send(b"two")
+        channel.close()
+        with sync.attach(listener.detach(), authorize=None) as again, again.accept(timeout=20) as other:
+            assert other.recv(timeout=20) == b"two"

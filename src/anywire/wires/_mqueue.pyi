@@ -1,4 +1,5 @@
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from anywire.contract.address import Address
 from anywire.contract.endpoint import MessageEndpoint
@@ -29,3 +30,4 @@ class QueueEndpoint(MessageEndpoint):
         wire: Wire | None = None,
     ) -> None: ...
     def no_more(self) -> None: ...
+    def restore_state(self, state: Mapping[str, Any]) -> None: ...

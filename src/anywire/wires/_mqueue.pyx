@@ -111,6 +111,31 @@ cdef class QueueEndpoint(MessageEndpoint):
         self.slot.bytes_received += len(found[0])
         return found[0]
 
+    # -- moving to another process --------------------------------------------------------------------------------------
+
+    def detach_state(self):
+        """(kind, descriptors, state): copies of the queues' descriptors, which share the lock that this end holds."""
+        if self.event >= 0:
+            raise Unsupported("the listener's end of a queue stays with its listener", address=str(self.address),
+                              operation="detach", advice="close it and detach the listener: what was not received is in the queue")
+        fds = []
+        try:
+            for queue in (self.receiver, self.sender):
+                if queue is not None:
+                    fds.append(os.dup(queue.fileno()))
+        except BaseException:
+            for fd in fds:
+                os.close(fd)
+            raise
+        state = {"receives": self.receiver is not None, "max_message": self.max_message, "priority": self.priority,
+                 "sent": self.sent}
+        self.release()
+        return "queues", fds, state
+
+    def restore_state(self, state):
+        """Go on where `detach_state` stopped in another process."""
+        self.sent = state["sent"]
+
     # -- ending ---------------------------------------------------------------------------------------------------------
 
     def no_more(self):

@@ -194,6 +194,10 @@ def _attach_steps(handle: Handle, timeout: float) -> Steps[MessageEndpoint]:
         packets = PacketEndpoint(fds[0], handle.state["max_message"], address=address, peer=peer, wire=wire)
         packets.restore_state(handle.state)
         return packets
+    if handle.how == "queues":
+        from anywire.wires.mq import taken_over
+
+        return taken_over(Address.parse(handle.address), handle.take(), handle.state, _peer_of(handle))
     below = _bytes_of(handle)
     if handle.kind == "pipe":
         if handle.face == "stream":

@@ -20,18 +20,18 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
 from anywire.contract.address import Address, require_path
 from anywire.contract.endpoint import MessageEndpoint
-from anywire.contract.errors import Refused
+from anywire.contract.errors import Busy, ChannelClosed, Refused
 from anywire.contract.options import Option, Side, integer, octal_mode, size
 from anywire.contract.peer import Peer
 from anywire.contract.traits import Traits
 from anywire.contract.waits import Steps
-from anywire.contract.wire import Acceptor, Wire
+from anywire.contract.wire import Acceptor, Wire, wire_for
 from anywire.ipc.mqueue import MessageQueue
 from anywire.wires._mqueue import QueueEndpoint
 
@@ -114,6 +114,39 @@ class MqWire(Wire):
         """Make the queue, or open the one that is there, and receive from it."""
         return MqAcceptor(self, address, options)
 
+    def adopt_listener(
+        self, address: Address, fds: list[int], state: Mapping[str, Any], options: Mapping[str, Any]
+    ) -> MqAcceptor:
+        """Go on receiving from queues of another process; those that it made are now this process's to unlink."""
+        return MqAcceptor(self, address, options, _queues_of(fds), state["made"])
+
+
+def taken_over(address: Address, fds: list[int], state: Mapping[str, Any], peer: Peer | None) -> QueueEndpoint:
+    """The connecting end that `QueueEndpoint.detach_state` gave away; it takes the descriptors."""
+    queues: list[MessageQueue | None] = [*_queues_of(fds)]
+    receiver, sender = queues if state["receives"] else (None, *queues)
+    endpoint = QueueEndpoint(
+        receiver, sender, state["max_message"], priority=state["priority"], address=address, peer=peer,
+        wire=wire_for(address),
+    )
+    endpoint.restore_state(state)
+    return endpoint
+
+
+def _queues_of(fds: list[int]) -> list[MessageQueue]:
+    queues: list[MessageQueue] = []
+    try:
+        for fd in fds:
+            os.set_inheritable(fd, False)  # spawn and forkserver left them open to grandchildren
+            queues.append(MessageQueue.from_fd(fd))
+    except BaseException:
+        for queue in queues:
+            queue.close()
+        for fd in fds[len(queues):]:
+            os.close(fd)
+        raise
+    return queues
+
 
 def name_of(address: Address) -> str:
     """The queue's name."""
@@ -147,7 +180,14 @@ def _copy(queue: MessageQueue) -> MessageQueue:
 class MqAcceptor(Acceptor):
     """The queue that a name leads to, as one connection. It comes with the first message; closed, it comes again."""
 
-    def __init__(self, wire: Wire, address: Address, options: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        wire: Wire,
+        address: Address,
+        options: Mapping[str, Any],
+        adopted: list[MessageQueue] | None = None,
+        made: Sequence[bool] = (),
+    ) -> None:
         self.wire, self.address = wire, address
         self.owner = os.getpid()
         self.keep: bool = options["keep"]
@@ -158,11 +198,15 @@ class MqAcceptor(Acceptor):
         self.event = -1
         name = name_of(address)
         try:
-            self._add(name, "r", options)
-            if not _claim(self.queues[0]):
-                raise OSError(errno.EADDRINUSE, f"listen {address}: somebody receives from this queue")
-            if options["reply"]:
-                self._add(name + SUFFIX, "w", options)
+            if adopted is not None:
+                self.queues += adopted
+                self.made += [queue for queue, ours in zip(adopted, made, strict=True) if ours and queue.name]
+            else:
+                self._add(name, "r", options)
+                if not _claim(self.queues[0]):
+                    raise OSError(errno.EADDRINUSE, f"listen {address}: somebody receives from this queue")
+                if options["reply"]:
+                    self._add(name + SUFFIX, "w", options)
             self.event = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         except BaseException:
             self.close()
@@ -219,6 +263,26 @@ class MqAcceptor(Acceptor):
                 queue.close()
             raise
         return self.reader
+
+    def detach(self) -> tuple[list[int], dict[str, Any]]:
+        """Give the queues away, with the lock of the one who receives, and the duty to unlink what was made here."""
+        if self.event < 0:
+            raise ChannelClosed("the listener is closed", address=str(self.address), operation="detach")
+        if self.reader is not None:
+            what = "its channel is open, and a queue has one receiver"
+            raise Busy(what, address=str(self.address), operation="detach", advice="close the channel first")
+        fds: list[int] = []
+        try:
+            for queue in self.queues:
+                fds.append(os.dup(queue.fileno()))
+        except BaseException:
+            for fd in fds:
+                os.close(fd)
+            raise
+        state = {"made": [queue in self.made for queue in self.queues]}
+        self.made.clear()
+        self.close()
+        return fds, state
 
     def _released(self) -> None:
         """The connection is closed; any thread."""
