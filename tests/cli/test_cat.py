@@ -9,7 +9,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from anywire.cli.certificates import make as make_certificates
 from anywire.contract.address import Address
 from anywire.contract.errors import EndOfChannel, PeerLost, TimedOut
 from anywire.contract.wire import wire_for
+from anywire.ipc import MessageQueue
 
 WIRES = [
     "tcp://127.0.0.1:0",
@@ -127,6 +128,58 @@ def test_many_writers_of_a_fifo_have_their_lines_whole(tmp_path: Path) -> None:
         server.send_signal(signal.SIGTERM)
         assert server.wait(PATIENCE) == -signal.SIGTERM
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def queue_name() -> Iterator[str]:
+    name = f"/anywire-cat-test-{os.getpid()}"
+    yield name
+    for suffix in ("", ".reply"):
+        with suppress(FileNotFoundError):
+            MessageQueue.unlink(name + suffix)
+
+
+def test_a_message_queue_is_one_way_and_ends_by_silence(queue_name: str) -> None:
+    """Nothing tells of an end there: --linger is how long the listener waits for more. The queue goes with it."""
+    data = os.urandom(50_001)                  # a pipe has room for it
+    with listening("--linger", "1", f"mq://{queue_name}?depth=4&message_size=1000") as (server, real):
+        client = run("cat", real, stdin=data)                       # in messages that fit
+        assert (client.returncode, client.stdout, client.stderr) == (0, b"", b"")
+        assert finish(server)[0] == data
+        assert server.returncode == 0
+    with pytest.raises(FileNotFoundError):
+        MessageQueue.open(queue_name)
+
+
+def test_a_message_queue_with_replies_carries_both_directions(queue_name: str) -> None:
+    address = f"mq://{queue_name}?depth=4&reply=true"
+    with listening("--linger", "1", address) as (server, real), started("cat", real) as client:
+        assert client.stdin is not None and client.stdout is not None
+        assert server.stdin is not None and server.stdout is not None
+        for _ in range(3):
+            client.stdin.write(b"question\n")
+            client.stdin.flush()
+            assert server.stdout.readline() == b"question\n"
+            server.stdin.write(b"answer\n")
+            server.stdin.flush()
+            assert client.stdout.readline() == b"answer\n"
+        assert finish(client) == (b"", b"")
+        assert finish(server)[0] == b""
+        assert (client.returncode, server.returncode) == (0, 0)
+
+
+def test_lines_are_the_messages_of_a_queue(queue_name: str) -> None:
+    """Whoever made it, whoever reads or writes it: no reader is needed to send."""
+    with MessageQueue.create(queue_name, 8, 100) as queue:
+        client = run("cat", "--lines", "-o", "priority=7", f"mq://{queue_name}", stdin=b"one\n\nthree\n")
+        assert (client.returncode, client.stderr) == (0, b"")
+        assert [queue.recv_with_priority(0) for _ in range(3)] == [(b"one", 7), (b"", 7), (b"three", 7)]
+        long = run("cat", "--lines", f"mq://{queue_name}", stdin=b"x" * 101)
+        assert long.returncode == 1 and long.stderr.count(b"\n") == 1 and b"message_size" in long.stderr
+        queue.send(b"from elsewhere")
+        with listening("--lines", "--linger", "0.2", f"mq://{queue_name}") as (server, _):
+            assert finish(server)[0] == b"from elsewhere\n"
+            assert server.returncode == 0
 
 
 @pytest.mark.parametrize("raw", [[], ["--raw"]], ids=["messages", "raw"])

@@ -30,6 +30,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from anywire.cli.loops import loop_factory
+from anywire.ipc import MessageQueue
 
 Bytes = bytes | bytearray | memoryview
 Announce = Callable[[str], None]
@@ -79,6 +80,12 @@ def _wires() -> list[Contender]:
         {"name": "udp", "address": "udp://127.0.0.1:0", "largest": 60_000, "phases": ("echo",)},
         {"name": "pipe", "inherits": "pipes"},
         {"name": "fifo", "address": "fifo://{directory}/c?reply=true"},
+        # Of the system's own size; few of them, for all queues of a user may have some 800 KB together (getrlimit(2)).
+        {
+            "name": "mq",
+            "address": "mq:///{name}?reply=true&depth=6",
+            "largest": MessageQueue.limits().msgsize_default,
+        },
     ]
     found = []
     for wire in wires:

@@ -133,8 +133,12 @@ class _Child:
         try:
             self.process.wait(3)
         except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
+            self.process.terminate()        # some remove what the kernel would keep
+            try:
+                self.process.wait(1)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
         self.process.stdout.close()
         self.errors.close()
 

@@ -65,10 +65,10 @@ def _read(fd: int, size: int) -> bytes:
             raise _of(error, "standard input") from None
 
 
-def batches(fd: int, framing: Framing, limit: int) -> Iterator[list[bytes]]:
+def batches(fd: int, framing: Framing, limit: int, advice: str) -> Iterator[list[bytes]]:
     """The messages of an input, in batches as they come. A last line without its end counts.
 
-    `limit`: bytes; raises TooLarge for a line over it, instead of collecting it."""
+    `limit`: bytes; raises TooLarge, with the advice, for a line over it, instead of collecting it."""
     if not framing.separator:
         while chunk := _read(fd, framing.chunk):
             yield [chunk]
@@ -78,9 +78,7 @@ def batches(fd: int, framing: Framing, limit: int) -> Iterator[list[bytes]]:
         first, *others = chunk.split(framing.separator)
         rest += first
         if len(rest) > limit:
-            raise TooLarge(
-                len(rest), limit, operation="read standard input", advice="raise --max-message on both sides"
-            )
+            raise TooLarge(len(rest), limit, operation="read standard input", advice=advice)
         if others:
             yield [bytes(rest), *others[:-1]]
             rest = bytearray(others[-1])
@@ -180,7 +178,10 @@ class Pump:
 
     def _send_messages(self) -> None:
         channel, framing = self.channel, self.framing
-        for batch in batches(INPUT, framing, 0 if framing.raw else channel.max_message):
+        advice = "raise --max-message on both sides"
+        if not framing.raw and channel.traits.message_limit == "message_size":
+            advice = "pass -o message_size= where the queue is made"
+        for batch in batches(INPUT, framing, 0 if framing.raw else channel.max_message, advice):
             self._had_input = True
             if framing.raw:
                 channel.write(batch[0])

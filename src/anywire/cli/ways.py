@@ -33,7 +33,7 @@ from typing import Any
 
 from anywire.cli.contenders import Announce, announce, anywire_channel, say
 from anywire.contract.wire import known_schemes
-from anywire.ipc import Semaphore, SharedMemory
+from anywire.ipc import MessageQueue, Semaphore, SharedMemory, sysv
 
 Fill = Callable[[memoryview], int]      # read the file's next bytes into this memory
 Drain = Callable[[memoryview], object]  # write these bytes into the other file
@@ -69,7 +69,8 @@ BY_KERNEL = "file → server's buffer → {} → client's buffer → file"
 WAYS = (
     Way("pipe", "pipe", 4, BY_KERNEL.format("pipe"), inherits="pipe"),
     Way("FIFO", "fifo", 4, BY_KERNEL.format("FIFO"), "{directory}/fifo"),
-    Way("message queue", "message_queue", 4, BY_KERNEL.format("message queue"), "/anywire-{name}"),
+    Way("POSIX message queue", "posix_queue", 4, BY_KERNEL.format("message queue"), "/anywire-{name}"),
+    Way("System V message queue", "sysv_queue", 4, BY_KERNEL.format("message queue")),
     Way("Unix socket", "unix", 4, BY_KERNEL.format("socket"), "{directory}/socket"),
     Way("anywire pipe", "anywire", 4, BY_KERNEL.format("pipe"), inherits="pipes"),
     Way("anywire fifo", "anywire", 4, BY_KERNEL.format("FIFO"), "fifo://{directory}/fifo?reply=true"),
@@ -120,11 +121,27 @@ def open_fifo(role: str, address: str, chunk: int, announce: Announce, stack: Ex
     return by_descriptor(role, fd, chunk)
 
 
-def open_message_queue(role: str, address: str, chunk: int, announce: Announce, stack: ExitStack) -> Side:
-    """A POSIX message queue of the system's own size, so a chunk goes in pieces."""
-    from anywire.ipc import MessageQueue
-
+def in_pieces(
+    role: str, put: Callable[[memoryview], object], take: Callable[[memoryview], int], chunk: int, piece: int
+) -> Side:
+    """Messages of at most `piece` bytes through a queue, with one buffer."""
     buffer = memoryview(bytearray(chunk))
+
+    def send(fill: Fill, size: int) -> None:
+        got = fill(buffer[:size])
+        for start in range(0, got, piece):
+            put(buffer[start : min(start + piece, got)])
+
+    def recv(drain: Drain, size: int) -> int:
+        got = take(buffer)
+        drain(buffer[:got])
+        return got
+
+    return send if role == "server" else recv
+
+
+def open_posix_queue(role: str, address: str, chunk: int, announce: Announce, stack: ExitStack) -> Side:
+    """A POSIX message queue of the system's own size, so a chunk goes in pieces."""
     if role == "server":
         piece = min(chunk, MessageQueue.limits().msgsize_default)
         queue = stack.enter_context(MessageQueue.create(address, message_size=piece, access="w", owner=True))
@@ -132,18 +149,21 @@ def open_message_queue(role: str, address: str, chunk: int, announce: Announce, 
     else:
         queue = stack.enter_context(MessageQueue.open(address, access="r"))
         queue.unlink()                      # both have it: so nothing is left, however they end
+    return in_pieces(role, queue.send, queue.recv_into, chunk, queue.message_size)
 
-    def send(fill: Fill, size: int) -> None:
-        got = fill(buffer[:size])
-        for start in range(0, got, queue.message_size):
-            queue.send(buffer[start : min(start + queue.message_size, got)])
 
-    def recv(drain: Drain, size: int) -> int:
-        got = queue.recv_into(buffer)
-        drain(buffer[:got])
-        return got
-
-    return send if role == "server" else recv
+def open_sysv_queue(role: str, address: str, chunk: int, announce: Announce, stack: ExitStack) -> Side:
+    """A System V message queue of the system's own size: messages as large as it takes, at least two of them."""
+    # Nobody has such a queue open, so it has to be removed: a death of who started us must not kill the server.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    die_with_parent(signal.SIGTERM)
+    if role == "server":
+        queue = stack.enter_context(sysv.MessageQueue.create(sysv.PRIVATE, owner=True))
+        announce(str(queue.id))
+    else:
+        queue = sysv.MessageQueue.from_id(int(address))
+    piece = max(1, min(chunk, sysv.limits().msgmax, queue.stat().max_bytes // 2))
+    return in_pieces(role, queue.send, lambda buffer: queue.recv_into(buffer)[0], chunk, piece)
 
 
 def open_unix(role: str, address: str, chunk: int, announce: Announce, stack: ExitStack) -> Side:
@@ -243,7 +263,8 @@ def write_all(fd: int, data: memoryview) -> None:
 OPENERS: dict[str, Callable[[str, str, int, Announce, ExitStack], Side]] = {
     "pipe": open_pipe,
     "fifo": open_fifo,
-    "message_queue": open_message_queue,
+    "posix_queue": open_posix_queue,
+    "sysv_queue": open_sysv_queue,
     "unix": open_unix,
     "anywire": open_anywire,
     "anywire_loan": open_anywire_loan,
@@ -308,6 +329,11 @@ def timed(work: Callable[[], None], times: int) -> dict[str, float]:
     }
 
 
+def die_with_parent(number: signal.Signals) -> None:
+    """Have this signal sent to us when who started us ends."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
+
+
 def run(way: Way, role: str, address: str, chunk: int) -> None:
     with ExitStack() as stack:
         if role == "server":
@@ -334,7 +360,7 @@ def main() -> None:
     name, role, core, address, chunk = sys.argv[1:]
     os.sched_setaffinity(0, {int(core)})
     # A side whose peer has died may wait at its semaphore for ever; at least it ends with who started it.
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    die_with_parent(signal.SIGKILL)
     run(next(way for way in WAYS if way.name == name), role, address, int(chunk))
 
 
