@@ -34,6 +34,7 @@ EXAMPLES = {
     "pipe": ("pipe:?read=3&write=4",),
     "fifo": ("fifo:///run/x", "fifo:///run/x?reply=true", "fifo:///run/x?writers=many"),
     "mq": ("mq:///name", "mq:///name?reply=true"),
+    "sysv": ("sysv://0x5eed", "sysv://0x5eed?reply=true"),
     "unix": ("unix:///run/x", "unix:///run/x?type=seqpacket"),
     "shm": ("shm://name",),
     "tcp": ("tcp://host:1",),

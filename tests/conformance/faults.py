@@ -532,3 +532,36 @@ def priorities_change() -> None:
     mq._open = lambda address, name, access: (
         Sender(opened(address, name, access)) if access == "w" else opened(address, name, access)
     )
+
+
+@fault("test_sender_waits_for_a_reader_that_stopped and sysv-async")
+def full_queue_lets_try_send_pass() -> None:
+    """What a System V queue has no room for is thrown away, and said to be sent."""
+
+    class Channel(channel.Channel):
+        def try_send(self, data: Any) -> bool:
+            super().try_send(data)
+            return True
+
+        async def send(self, data: Any, **options: Any) -> None:
+            super().try_send(data)
+
+    use(Channel)
+
+
+@fault("test_ten_thousand_in_order_received and sysv-async")
+def types_overtake() -> None:
+    """Messages have one of seven types, and the listener takes the lowest first."""
+    from anywire.wires import sysv
+
+    class Channel(blocking.Channel):
+        def send_many(self, messages: Any, **options: Any) -> None:
+            for number, message in enumerate(messages):
+                self.endpoint.type = 1 + number % 7
+                super().send_many([message], **options)
+
+    original = sysv.SysvEndpoint
+    sysv.SysvEndpoint = lambda recv, *args, wanted=0, **more: original(  # type: ignore[assignment, misc]
+        recv, *args, wanted=-7 if recv >= 0 else 0, **more
+    )
+    use(None, Channel)

@@ -10,13 +10,14 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from anywire.ipc import MessageQueue
+from anywire.ipc import MessageQueue, sysv
 
 KIB, MIB = 1 << 10, 1 << 20
 
@@ -33,7 +34,7 @@ class Promise:
     death: str  # the peer's death is seen: "at once", "as end", "no"
     half_close: bool
     crosses_hosts: bool
-    credentials: str  # "tls certificate", "process" (pid, uid, gid), "inherited", "file mode", "none"
+    credentials: str  # "tls certificate", "process" (pid, uid, gid), "inherited", "file mode", "queue mode", "none"
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,25 @@ def _sweep_queue(address: str) -> None:
             MessageQueue.unlink(_queue_name(address) + suffix)
 
 
+def _key() -> str:
+    return f"{0x40000000 | secrets.randbelow(1 << 24):#x}"
+
+
+def _key_left(address: str) -> bool:
+    try:
+        sysv.MessageQueue.open(int(_queue_name(address), 16))
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _sweep_key(address: str) -> None:
+    key = int(_queue_name(address), 16)
+    for one in (key, key + (1 << 24)):
+        with contextlib.suppress(FileNotFoundError):
+            sysv.MessageQueue.unlink(one)
+
+
 @cache
 def certificates() -> tuple[str, str, str]:
     """Paths of an authority, and of the certificate and key that it issued for localhost."""
@@ -152,6 +172,8 @@ FIFO_REPLY = Promise("stream", True, "yes", True, True, "at once", True, False, 
 SHM = Promise("message and stream", True, "yes", True, True, "at once", True, False, "process")
 MQ = Promise("message", False, "per writer", True, False, "no", False, False, "file mode")
 MQ_REPLY = Promise("message", False, "yes", True, False, "no", False, False, "file mode")
+SYSV = Promise("message", False, "per writer", True, False, "no", False, False, "queue mode")
+SYSV_REPLY = Promise("message", False, "yes", True, False, "no", False, False, "queue mode")
 INPROC = Promise("message", True, "yes", True, True, "no", True, False, "none")
 
 SETUPS = [
@@ -235,6 +257,30 @@ SETUPS = [
         announced=False,
         name_left=_queue_left,
         sweep=_sweep_queue,
+    ),
+    Setup(
+        "sysv",
+        SYSV,
+        lambda directory: f"sysv://{_key()}",
+        two_way=False,
+        framed=False,
+        moves=False,
+        largest=8000,
+        announced=False,
+        name_left=_key_left,
+        sweep=_sweep_key,
+    ),
+    Setup(
+        "sysv-reply",
+        SYSV_REPLY,
+        lambda directory: f"sysv://{_key()}?reply=true",
+        several=False,
+        framed=False,
+        moves=False,
+        largest=8000,
+        announced=False,
+        name_left=_key_left,
+        sweep=_sweep_key,
     ),
 ]
 # The wires that exist so far. A wire joins the suite by its name here; from then on it keeps every promise of its line.

@@ -110,7 +110,7 @@ def test_unknown_schemes_list_the_known_ones():
         wire_for("no address")
 
 
-@pytest.mark.parametrize("scheme", ["ucx", "mpi", "nats", "kafka", "sysv", "auto"])
+@pytest.mark.parametrize("scheme", ["ucx", "mpi", "nats", "kafka", "auto"])
 def test_planned_wires_say_so(scheme):
     with pytest.raises(UnknownWire, match=f"{scheme}: is planned, and not in this version"):
         wire_for(f"{scheme}://x")

@@ -23,7 +23,8 @@ ANSWERS = {"HAL": "IBM", "Zmxvhqd": "[nywire", "ä\ud7ff\U0010ffff": "å\ue000\0
 def able() -> list[str]:
     """The wires that answer several clients at a time; their addresses are made anew in each test."""
     with tempfile.TemporaryDirectory() as directory:
-        return [place.name for place in places(Path(directory)) if not place.reason and place.name != "mq"]
+        able = [place.name for place in places(Path(directory)) if not place.reason]
+        return [name for name in able if name not in ("mq", "sysv")]
 
 
 ABLE = able()

@@ -220,12 +220,13 @@ _BUILT_IN = {
     "pipe": "anywire.wires.pipe:PipeWire",
     "fifo": "anywire.wires.fifo:FifoWire",
     "mq": "anywire.wires.mq:MqWire",
+    "sysv": "anywire.wires.sysv:SysvWire",
     "inproc": "anywire.wires.inproc:InprocWire",
     "shm": "anywire.wires.shm:ShmWire",
     "shm+unix": "anywire.wires.shm:ShmWire",
 }
 
-_NOT_YET = ("ucx", "mpi", "nats", "kafka", "sysv", "auto")
+_NOT_YET = ("ucx", "mpi", "nats", "kafka", "auto")
 
 GROUP = "anywire.wires"
 

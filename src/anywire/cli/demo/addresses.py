@@ -71,6 +71,7 @@ def places(directory: Path, wanted: Iterable[str] | None = None) -> list[Place]:
         Place("fifo one-way", f"fifo://{directory}/oneway",
               reason="no answer can come back; with ?reply=true it can"),
         Place("mq", f"mq:///{directory.name}?reply=true&depth=4", "with ?reply=true, one client at a time"),
+        Place("sysv", f"sysv://{directory}?reply=true", "the directory's key, with ?reply=true, one client at a time"),
         # Nobody says goodbye over udp: the server is done when the client has been silent for so long.
         Place("udp", "udp://127.0.0.1:0?idle_timeout=0.3", "with ?idle_timeout=0.3"),
         Place("inproc", "inproc://demo", THREAD_NOTE, threaded=True),
@@ -110,5 +111,5 @@ def _why_not(place: Place, directory: Path) -> str:
 def names() -> list[str]:
     """What may be asked for by name."""
     return list(dict.fromkeys([
-        "tcp", "tls", "unix", "shm", "seqpacket", "pipe", "fifo", "mq", "udp", "inproc", *known_schemes(),
+        "tcp", "tls", "unix", "shm", "seqpacket", "pipe", "fifo", "mq", "sysv", "udp", "inproc", *known_schemes(),
     ]))

@@ -4,7 +4,7 @@
 Each raises the OSError of its number, without a name: who calls knows which object it was. None of them waits, so the
 GIL is kept. Any thread.
 """
-from libc.errno cimport errno
+from libc.errno cimport EACCES, errno
 from posix.types cimport gid_t, pid_t, time_t, uid_t
 
 from anywire.ipc._system cimport fail
@@ -18,6 +18,9 @@ cdef extern from *:
     #include <sys/msg.h>
     #include <sys/sem.h>
     #include <sys/shm.h>
+    #ifndef MSG_STAT_ANY
+    #define MSG_STAT_ANY 13                     /* Linux 4.17 */
+    #endif
 
     /* semctl(2) lets the program define the union; its last argument is read as the command says. */
     union anywire_semun { int val; struct semid_ds* buf; unsigned short* array; };
@@ -34,7 +37,7 @@ cdef extern from *:
         return semctl(id, 0, command, u);
     }
     """
-    int IPC_STAT, IPC_SET, IPC_RMID, GETALL, SETALL, GETVAL, SETVAL, GETNCNT, GETZCNT, GETPID
+    int MSG_STAT_ANY, IPC_STAT, IPC_SET, IPC_RMID, GETALL, SETALL, GETVAL, SETVAL, GETNCNT, GETZCNT, GETPID
     struct ipc_perm:
         int key "__key"
         uid_t uid
@@ -107,6 +110,26 @@ def msg_status(int ident):
     cdef msqid_ds d
     if msgctl(ident, IPC_STAT, &d) < 0:
         fail(errno, None)
+    return _queue_status(&d)
+
+
+def msg_status_any(int ident):
+    """As msg_status, also for who may not read the queue."""
+    cdef msqid_ds d
+    cdef int bits
+    if msgctl(ident, IPC_STAT, &d) < 0:
+        if errno != EACCES:
+            fail(errno, None)
+        # MSG_STAT_ANY wants the place in the kernel's table: the low bits of the id, more of them with ipcmni_extend.
+        for bits in (15, 24):
+            if msgctl(ident & ((1 << bits) - 1), MSG_STAT_ANY, &d) == ident:
+                break
+        else:
+            fail(EACCES, None)
+    return _queue_status(&d)
+
+
+cdef tuple _queue_status(msqid_ds* d):
     return (*_rights(&d.msg_perm), d.msg_qnum, d.cbytes, d.msg_qbytes, d.msg_lspid, d.msg_lrpid, d.msg_stime, d.msg_rtime,
             d.msg_ctime)
 

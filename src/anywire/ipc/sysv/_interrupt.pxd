@@ -6,6 +6,8 @@ cdef extern from "anywire/ipc/sysv/interrupt.h" nogil:
     ctypedef struct sigset_t:
         pass
 
+cdef int interrupting_signal() except -1      # its number; a handler that does nothing is installed
+
 cdef class Interrupt:
     cdef timer_t timer
     cdef sigset_t before

@@ -11,9 +11,15 @@ from libc.stdint cimport int64_t
 from anywire.ipc._system cimport fail
 
 cdef extern from "anywire/ipc/sysv/interrupt.h" nogil:
+    int anywire_free_signal()
     int anywire_timer_make(timer_t* timer, sigset_t* before)
     int anywire_timer_at(timer_t timer, int64_t moment)
     void anywire_timer_drop(timer_t timer, const sigset_t* before)
+
+
+cdef int interrupting_signal() except -1:
+    cdef int number = anywire_free_signal()
+    return number if number >= 0 else fail(errno, None, "no real-time signal is free to end a wait with")
 
 
 cdef class Interrupt:

@@ -52,6 +52,11 @@ def limits() -> Limits:
     return Limits(*one, *_numbers("sem", 4), *two)
 
 
+def largest_message() -> int:
+    """Bytes of one message that a queue takes (kernel.msgmax); -1: it can't be read."""
+    return _numbers("msgmax", 1)[0]
+
+
 def explain(*names: str) -> str:
     """The limits of these names with their values, and how to raise them."""
     now = limits()
