@@ -163,7 +163,9 @@ cdef class Watches:
             report = self.demultiplexer.ready[self.first]
             self.first += 1
             slot = report.token & 0xFFFFFFFF
-            watcher = <Watcher> self.watchers[slot] if slot < <uint64_t> len(self.watchers) else None
+            watcher = None
+            if slot < <uint64_t> len(self.watchers):
+                watcher = <Watcher> self.watchers[slot]
             if watcher is None or watcher.generation != report.token >> 32:
                 self.stale += 1
                 if self.removed == 0:

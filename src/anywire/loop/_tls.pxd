@@ -1,6 +1,7 @@
 # What is done for each record of a TLS connection, in C.
 from anywire.loop._tls_engine cimport Engine, Outcome
-from anywire.loop._transport cimport Layer, StreamTransport
+from anywire.loop._connection cimport Layer
+from anywire.loop._transport cimport StreamTransport
 
 
 cdef class TLSLayer(Layer):

@@ -19,7 +19,8 @@ from cpython.ref cimport Py_DECREF
 from libc.string cimport memcpy
 from anywire.loop._streams cimport ReadOperation, deliver, direct, feed, fields_of, stream_of, waiting_in
 from anywire.loop._tls_engine cimport AGAIN, CLOSED, DONE, FAILED, Engine, Outcome
-from anywire.loop._transport cimport BUFFERED, PLAIN, STREAM, Layer, StreamTransport
+from anywire.loop._connection cimport Layer
+from anywire.loop._transport cimport BUFFERED, PLAIN, STREAM, StreamTransport
 
 import ssl
 from asyncio import sslproto

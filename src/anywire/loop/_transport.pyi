@@ -8,8 +8,6 @@ from anywire.loop._core import Core
 
 class SocketTransport(transports._FlowControlMixin, transports.Transport): ...  # pyright: ignore[reportPrivateUsage]
 
-class Layer: ...
-
 class StreamTransport(SocketTransport):
     def __init__(
         self,
@@ -25,5 +23,3 @@ class StreamTransport(SocketTransport):
     def bytes_received(self) -> int: ...
     @property
     def bytes_sent(self) -> int: ...
-
-def owner_of(fd: int) -> StreamTransport | None: ...

@@ -8,16 +8,15 @@
 
 typedef PyObject *(*aw_fast)(PyObject *self, PyObject **args, Py_ssize_t count, PyObject *names);
 
-/* Put `function` in place of the method of that name; `def` must stay. -1: an exception is set. */
+/* Put `function` in place of the method of that name, of the type or of a base; `def` must stay. -1: an exception is set. */
 static int aw_replace_method(PyTypeObject *type, PyMethodDef *def, aw_fast function)
 {
-    PyObject *former = PyDict_GetItemString(type->tp_dict, def->ml_name), *made;
+    PyObject *former = PyObject_GetAttrString((PyObject *) type, def->ml_name), *made;
     int failed;
-    if (former == NULL) {
-        PyErr_SetString(PyExc_AttributeError, def->ml_name);
+    if (former == NULL)
         return -1;
-    }
     def->ml_doc = ((PyMethodDescrObject *) former)->d_method->ml_doc;
+    Py_DECREF(former);
     def->ml_meth = (PyCFunction) (void (*)(void)) function;
     def->ml_flags = METH_FASTCALL | METH_KEYWORDS;
     made = PyDescr_NewMethod(type, def);

@@ -12,8 +12,9 @@ import ssl
 from typing import TYPE_CHECKING, Any
 
 from anywire.loop._acceptor import Acceptor
+from anywire.loop._connection import owner_of
 from anywire.loop._tls import tls_protocol
-from anywire.loop._transport import StreamTransport, owner_of
+from anywire.loop._transport import StreamTransport
 
 if TYPE_CHECKING:
     _Base = Any                 # what it is put in front of has its hooks in no stub
