@@ -1,6 +1,6 @@
 """Run the interpreter's own asyncio tests with anywire's event loop in the place of the standard one.
 
-    python scripts/asyncio_tests.py [MODULE ...] [-k PATTERN] [--standard]
+    python scripts/asyncio_tests.py [MODULE ...] [-k PATTERN] [--standard] [--also PYTHON ...]
 
 They are the tests that are installed with the interpreter that runs this (the package test.test_asyncio), unchanged,
 each module in a process of its own, in which everything that makes an event loop makes ours: `asyncio.new_event_loop`,
@@ -8,7 +8,7 @@ the default policy, `asyncio.SelectorEventLoop` (with the demultiplexer that bel
 with them runners and `IsolatedAsyncioTestCase`. `EXCEPTIONS` names the tests of another loop's private parts, each with
 its reason. Prints a table; exit status 0: exactly those failed, for an exception that passes is no exception any more,
 and each module but those of `ITS_OWN` has made loops of ours. `--standard` runs the same on the interpreter's own loop,
-to compare. Needs the package importable.
+to compare; `--also` runs it once more with another interpreter, and its tests. Needs the package importable in each.
 """
 
 from __future__ import annotations
@@ -157,6 +157,7 @@ def main() -> int:
     parser.add_argument("-k", action="append", default=[], metavar="PATTERN", help="only tests whose name has this")
     parser.add_argument("-j", type=int, default=2, metavar="N", help="modules at a time (2)")
     parser.add_argument("--standard", action="store_true", help="on the interpreter's own loop")
+    parser.add_argument("--also", action="append", default=[], metavar="PYTHON", help="another interpreter")
     parser.add_argument("--here", help=argparse.SUPPRESS)
     parser.add_argument("--result", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -179,8 +180,12 @@ def main() -> int:
     print(f"| all | {' | '.join(map(str, total.values()))} |")
     for name, reason in EXCEPTIONS.items() if not arguments.standard else ():
         print(f"\n- `{name}`: {reason}", end="")
-    print("\n" + "\n".join(problems), end="\n" if problems else "")
-    return 1 if problems else 0
+    print("\n" + "\n".join(problems), end="\n" if problems else "", flush=True)
+    same = [__file__, f"-j{arguments.j}", *(f"-k{pattern}" for pattern in arguments.k), *arguments.modules]
+    if arguments.standard:
+        same.append("--standard")
+    others = [subprocess.run([python, *same], check=False).returncode for python in arguments.also]
+    return 1 if problems or any(others) else 0
 
 
 if __name__ == "__main__":
