@@ -10,6 +10,7 @@ import stat
 import subprocess
 import tempfile
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -116,6 +117,61 @@ def test_a_task_waits_for_a_reader(tmp_path: Path) -> None:
             assert await reader.read_async() == b"x"
 
     asyncio.run(main())
+
+
+def test_a_cancelled_opening_that_had_won_is_closed(tmp_path: Path) -> None:
+    async def main() -> None:
+        fifo = Fifo.create(tmp_path / "f")
+        task = asyncio.create_task(fifo.open_writer_async())
+        await asyncio.sleep(0)
+        with fifo.open_reader() as reader:
+            while not any(opened(fd, fifo.path) for fd in os.listdir("/proc/self/fd") if int(fd) != reader.fileno()):
+                time.sleep(0.001)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert await reader.read_async(timeout=30) == b""       # the end: the writer is gone
+
+    asyncio.run(main())
+
+
+def opened(fd: str, path: str) -> bool:
+    try:
+        return os.readlink(f"/proc/self/fd/{fd}") == path
+    except OSError:
+        return False
+
+
+def test_a_name_that_goes_away_or_is_another_s_is_noticed(tmp_path: Path) -> None:
+    """While open(2) waits for who has the old one."""
+    errors: list[OSError] = []
+    fifo = Fifo.create(tmp_path / "f")
+
+    def wait(timeout: float | None) -> None:
+        try:
+            fifo.open_writer(timeout=timeout).close()
+        except OSError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=wait, args=[None])
+    thread.start()
+    until_blocked(thread)
+    os.rename(Fifo.create(tmp_path / "other").path, fifo.path)
+    with fifo.open_reader() as reader:
+        assert reader.read() == b""                         # the writer came, and went
+    thread.join()
+    thread = threading.Thread(target=wait, args=[30])
+    thread.start()
+    until_blocked(thread)
+    fifo.unlink()
+    thread.join()
+    assert len(errors) == 1 and isinstance(errors[0], FileNotFoundError) and errors[0].filename == fifo.path
+
+
+def until_blocked(thread: threading.Thread) -> None:
+    """Until it is inside open(2) or openat(2), of x86 and others."""
+    while not Path(f"/proc/self/task/{thread.native_id}/syscall").read_text().startswith(("2 0x", "257 ", "56 ")):
+        time.sleep(0.001)
 
 
 def test_the_shell_is_at_the_other_end(tmp_path: Path) -> None:

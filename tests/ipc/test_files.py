@@ -11,6 +11,8 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -180,6 +182,63 @@ def test_tasks_wait_and_cancel(tmp_path: Path) -> None:
         lock.release()
 
     asyncio.run(main())
+
+
+def test_a_cancelled_wait_that_had_won_gives_it_back(tmp_path: Path) -> None:
+    async def main() -> None:
+        path = tmp_path / "lock"
+        first, second = FileLock(path), FileLock(path)
+        first.acquire()
+        task = asyncio.create_task(second.acquire_async())
+        await asyncio.sleep(0)
+        first.release()
+        while not second.held:                              # its thread has it; this loop doesn't turn meanwhile
+            time.sleep(0.001)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert not second.held
+        with FileLock(path):
+            pass
+        assert not [fd for fd in os.listdir("/proc/self/fd") if link(fd) == str(path)]
+
+    asyncio.run(main())
+
+
+IDLE = """
+    import asyncio, resource, sys, threading
+    from anywire.ipc import Fifo, FileLock
+    path, kind = sys.argv[1:]
+    calls = {
+        "FileLock": lambda: FileLock(path).acquire(timeout=60),
+        "FileLock in a task": lambda: asyncio.run(FileLock(path).acquire_async()),
+        "Fifo": lambda: Fifo.open(path).open_writer(timeout=60),
+        "Fifo in a task": lambda: asyncio.run(Fifo.open(path).open_writer_async()),
+    }
+    threading.Thread(target=calls[kind], daemon=True).start()
+    print("begun", flush=True)
+    for _ in range(2):
+        sys.stdin.readline()
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        print(used.ru_nvcsw + used.ru_nivcsw, flush=True)
+"""
+
+
+@pytest.mark.parametrize("kind", ["FileLock", "FileLock in a task", "Fifo", "Fifo in a task"])
+def test_a_wait_sleeps_while_nothing_happens(tmp_path: Path, kind: str) -> None:
+    """By the context switches of a process: it would have 25 if it looked each 20 ms."""
+    path = str(tmp_path / "file")
+    if kind.startswith("Fifo"):
+        os.mkfifo(path)
+    with FileLock(path) if kind.startswith("FileLock") else nullcontext(), started(IDLE, path, kind) as process:
+        assert line(process) == "begun" and process.stdin is not None
+        switches = []
+        for _ in range(2):
+            time.sleep(0.5)
+            process.stdin.write("\n")
+            process.stdin.flush()
+            switches.append(int(line(process)))
+    assert switches[1] - switches[0] < 15
 
 
 def test_fork_keeps_it_until_the_child_lets_go(tmp_path: Path) -> None:

@@ -1,5 +1,11 @@
 from collections.abc import Iterable
 
+from anywire.ipc._interrupt import Interrupt
+
+def lock_file(
+    fd: int, shared: bool, start: int, length: int, timeout: float | None, interrupt: Interrupt
+) -> bool: ...
+def open_waiting(path: str, flags: int, timeout: float | None, interrupt: Interrupt) -> int: ...
 def sigqueue(pid: int, pidfd: int, number: int, value: int) -> None: ...
 def sigtimedwait(
     numbers: Iterable[int], timeout: float | None

@@ -1,5 +1,6 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False
-"""System calls that the standard library lacks: queued signals, signalfd, timerfd, inotify, pidfd_getfd, removal by name.
+"""System calls that the standard library lacks: queued signals, signalfd, timerfd, inotify, pidfd_getfd, removal by name;
+and fcntl(2) and open(2) where they wait for others, with a time-out and until another thread says stop.
 
 Thin: numbers in, numbers out, an OSError with the object's name for what fails. Times are nanoseconds. Any thread; what can
 wait waits without the GIL. `signals`, `descriptors` and `inotify` make something of them.
@@ -13,6 +14,7 @@ import os
 
 from cpython.exc cimport PyErr_CheckSignals
 
+from anywire.ipc._interrupt cimport Interrupt
 from anywire.ipc._system cimport as_timespec, deadline as deadline_of, fail, left
 
 cdef extern from *:
@@ -20,6 +22,7 @@ cdef extern from *:
     #ifndef _GNU_SOURCE
     #define _GNU_SOURCE
     #endif
+    #include <fcntl.h>
     #include <mqueue.h>
     #include <signal.h>
     #include <string.h>
@@ -34,6 +37,19 @@ cdef extern from *:
     #ifndef SYS_pidfd_getfd
     #define SYS_pidfd_getfd 438
     #endif
+    #ifndef F_OFD_SETLKW
+    #define F_OFD_SETLKW 38
+    #endif
+    static int anywire_lock_file(int fd, int shared, int64_t start, int64_t length) {
+        struct flock lock;
+        memset(&lock, 0, sizeof lock);
+        lock.l_type = shared ? F_RDLCK : F_WRLCK;
+        lock.l_whence = SEEK_SET;
+        lock.l_start = start;
+        lock.l_len = length;
+        return fcntl(fd, F_OFD_SETLKW, &lock);
+    }
+    static int anywire_open(const char* path, int flags) { return open(path, flags); }
     static int anywire_sigqueue(pid_t pid, int number, int value) {
         union sigval v;
         v.sival_ptr = NULL;
@@ -77,6 +93,8 @@ cdef extern from *:
         pass
     struct anywire_told:
         int number, code, error, pid, uid, status, value
+    int anywire_lock_file(int fd, int shared, int64_t start, int64_t length) nogil
+    int anywire_open(const char* path, int flags) nogil
     int anywire_sigqueue(pid_t pid, int number, int value) nogil
     int anywire_pidfd_sigqueue(int pidfd, int number, int value) nogil
     int anywire_remove_sysv(int kind, int id) nogil
@@ -104,6 +122,48 @@ cdef int fill(sigset_t* set, numbers) except -1:
         if sigaddset(set, number) < 0:
             raise ValueError(f"{number} is no signal's number")
     return 0
+
+
+def lock_file(int fd, bint shared, int64_t start, int64_t length, timeout, Interrupt interrupt):
+    """Wait for a lock of the open file description (F_OFD_SETLKW): whether it came within `timeout` seconds."""
+    cdef int64_t deadline = deadline_of(timeout)
+    cdef int done, e
+    interrupt.begin(deadline)
+    try:
+        while True:
+            with nogil:
+                done = anywire_lock_file(fd, shared, start, length)
+                e = errno
+            if done == 0:
+                return True
+            if e != EINTR:
+                fail(e, None)
+            if interrupt.over(deadline):
+                return False
+    finally:
+        interrupt.end()
+
+
+def open_waiting(str path, int flags, timeout, Interrupt interrupt):
+    """Open a file where that may wait, as for a FIFO's other side: its descriptor; -1 when `timeout` seconds are over."""
+    cdef int64_t deadline = deadline_of(timeout)
+    cdef bytes encoded = os.fsencode(path)
+    cdef const char* name = encoded
+    cdef int made, e
+    interrupt.begin(deadline)
+    try:
+        while True:
+            with nogil:
+                made = anywire_open(name, flags)
+                e = errno
+            if made >= 0:
+                return made
+            if e != EINTR:
+                fail(e, path)
+            if interrupt.over(deadline):
+                return -1
+    finally:
+        interrupt.end()
 
 
 def sigqueue(pid_t pid, int pidfd, int number, int value):

@@ -5,6 +5,9 @@ from posix.time cimport timespec
 cdef object failure(int e, object name, str more=*)                     # the OSError, to be raised
 cdef int fail(int e, object name, str more=*) except -1                 # raises it
 
+# The same for opening or removing by name; `most`: bytes behind the slash; `seeks`: whether nothing is made if it's missing.
+cdef object refusal(int e, object name, int most, str what, bint seeks)
+
 cdef bytes encoded(object name, str what, str example)                  # as the C library takes it
 
 cdef int64_t deadline(object timeout) except? -2                        # seconds or None -> nanoseconds of `now`; -1: never

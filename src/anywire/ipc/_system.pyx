@@ -4,7 +4,7 @@
 A deadline is a number of nanoseconds of CLOCK_MONOTONIC, -1 for none, so that a wait which a signal interrupts goes on
 with what is left (PEP 475). Any thread.
 """
-from libc.errno cimport EINTR, errno
+from libc.errno cimport EEXIST, EINTR, EINVAL, ENAMETOOLONG, ENOENT, errno
 from libc.math cimport ceil
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime
 from cpython.exc cimport PyErr_CheckSignals
@@ -35,6 +35,21 @@ cdef object failure(int e, object name, str more=None):
 
 cdef int fail(int e, object name, str more=None) except -1:
     raise failure(e, name, more)
+
+
+cdef object refusal(int e, object name, int most, str what, bint seeks):
+    more = None
+    if len(os.fsencode(name).lstrip(b"/")) > most:
+        e = ENAMETOOLONG                # as POSIX says; glibc before 2.37 has other numbers
+    if e == EINVAL:
+        more = f"a name is a slash and up to {most} bytes without one"
+    elif e == ENAMETOOLONG:
+        more = f"a name has at most {most} bytes behind its slash"
+    elif e == ENOENT and seeks:
+        more = f"no {what} has this name (create, or create_or_open, makes it)"
+    elif e == EEXIST:
+        more = f"there is a {what} of this name (open, or create_or_open, uses it)"
+    return failure(e, name, more)
 
 
 cdef bytes encoded(object name, str what, str example):

@@ -15,23 +15,22 @@ A `Fifo` is the name; what is opened by it are ends of a pipe. Any thread. `fork
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import errno
 import os
 import stat
-import time
 from typing import TYPE_CHECKING, Any
 
-from anywire.ipc import fifo
+from anywire.ipc import _calls, fifo, helpers
+from anywire.ipc._interrupt import Interrupt
 from anywire.ipc.owned import deadline_of, late, left
 from anywire.ipc.pipes import PipeReader, PipeWriter
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-FIRST_PAUSE, LONGEST_PAUSE = 0.001, 0.02
-"""Seconds between two tries to open a write end: the kernel tells only who waits in open(2) that a reader came."""
+LOOK = 1.0
+"""Seconds after which who waits in open(2) for a reader looks whether the name is still that FIFO's."""
 NOBODY = "nobody has the FIFO open for reading"
 
 
@@ -142,32 +141,34 @@ class Fifo:
         """Open the write end as soon as somebody reads. TimeoutError: nobody did within `timeout` seconds; also
         FileNotFoundError, when the name goes away meanwhile, and PermissionError.
 
-        Without a time-out it waits in open(2); with one it tries again every few milliseconds.
+        It waits in open(2), and looks each second whether the name is still that FIFO's.
         """
         deadline = deadline_of(timeout)
-        if deadline is None:
-            self._still_a_fifo()
-            return PipeWriter(os.open(self.path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOCTTY), self.path)
-        pause = FIRST_PAUSE
-        while (writer := self._writer_or_none()) is None:
-            rest = left(deadline) or 0.0
-            if not rest:
-                raise late(self.path, NOBODY, timeout)
-            time.sleep(min(pause, rest))
-            pause = min(2 * pause, LONGEST_PAUSE)
-        return writer
+        return self._writer_or_none() or self._wait_for_reader(deadline, timeout, Interrupt())
 
     async def open_writer_async(self, *, timeout: float | None = None) -> PipeWriter:
-        """`open_writer` for an event loop. Cancelled, it has opened nothing."""
+        """`open_writer` for an event loop; while it waits, a thread does. Cancelled, it has opened nothing."""
         deadline = deadline_of(timeout)
-        pause = FIRST_PAUSE
-        while (writer := self._writer_or_none()) is None:
+        if (writer := self._writer_or_none()) is not None:
+            return writer
+        if timeout == 0:
+            raise late(self.path, NOBODY, timeout)
+        return await helpers.on_thread(
+            helpers.claim(), lambda interrupt: self._wait_for_reader(deadline, timeout, interrupt), PipeWriter.close
+        )
+
+    def _wait_for_reader(self, deadline: float | None, timeout: float | None, interrupt: Interrupt) -> PipeWriter:
+        flags = os.O_WRONLY | os.O_CLOEXEC | os.O_NOCTTY
+        while True:
             rest = left(deadline)
             if rest == 0:
                 raise late(self.path, NOBODY, timeout)
-            await asyncio.sleep(pause if rest is None else min(pause, rest))
-            pause = min(2 * pause, LONGEST_PAUSE)
-        return writer
+            self._still_a_fifo()
+            fd = _calls.open_waiting(self.path, flags, LOOK if rest is None else min(LOOK, rest), interrupt)
+            if fd >= 0:
+                return PipeWriter(fd, self.path)
+            if (writer := self._writer_or_none()) is not None:
+                return writer
 
     def _writer_or_none(self) -> PipeWriter | None:
         try:

@@ -21,20 +21,19 @@ import contextlib
 import errno
 import fcntl
 import os
-import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Protocol
 
+from anywire.ipc import _calls, helpers
+from anywire.ipc._interrupt import Interrupt
 from anywire.ipc.fifo import LOCK
 from anywire.ipc.owned import Owned, deadline_of, left
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-FIRST_PAUSE, LONGEST_PAUSE = 0.001, 0.02
-"""Seconds between two tries where a wait has an end: the kernel has no lock with a time-out."""
 MOST = 0x7FFFF000
 """Bytes that one write(2) takes."""
 
@@ -127,12 +126,26 @@ class FileLock:
         except OSError as error:
             if error.errno in (errno.EAGAIN, errno.EACCES):
                 return False
-            text = error.strerror
-            if error.errno == errno.EBADF:
-                text = f"the file must be open for {'reading' if self.shared else 'writing'}"
-            raise OSError(error.errno, text, self.name) from None
+            self._refuse(error)
         self._fd, self._process = fd, os.getpid()
         return True
+
+    def _refuse(self, error: OSError) -> NoReturn:
+        text = error.strerror
+        if error.errno == errno.EBADF:
+            text = f"the file must be open for {'reading' if self.shared else 'writing'}"
+        raise OSError(error.errno, text, self.name) from None
+
+    def _wait(self, fd: int, deadline: float | None, timeout: float | None, interrupt: Interrupt) -> None:
+        """Queue for it, as the kernel does; the timer that an Interrupt is ends that."""
+        try:
+            if not _calls.lock_file(fd, self.shared, self.start, self.length, left(deadline), interrupt):
+                raise TimeoutError(errno.ETIMEDOUT, self._conflict(timeout), self.name)
+        except OSError as error:
+            if isinstance(error, TimeoutError):
+                raise
+            self._refuse(error)
+        self._fd, self._process = fd, os.getpid()
 
     def _give_up(self, fd: int) -> None:
         if self._opens and self._fd != fd:
@@ -143,7 +156,7 @@ class FileLock:
         return f"not locked within {timeout:g} s: {held}" if timeout else f"not locked: {held}"
 
     def acquire(self, *, timeout: float | None = None) -> None:
-        """Lock. Without a time-out the kernel queues those who wait; with one it is tried every few milliseconds.
+        """Lock. The kernel queues those who wait, and wakes one when it is free.
 
         Raises TimeoutError, whose text says who has it where the kernel tells; OSErrors of opening the file.
         """
@@ -152,14 +165,10 @@ class FileLock:
         try:
             if deadline is None:
                 self._lock(fd, fcntl.F_OFD_SETLKW)
-                return
-            pause = FIRST_PAUSE
-            while not self._lock(fd, fcntl.F_OFD_SETLK):
-                rest = left(deadline) or 0.0
-                if not rest:
+            elif not self._lock(fd, fcntl.F_OFD_SETLK):
+                if not timeout:
                     raise TimeoutError(errno.ETIMEDOUT, self._conflict(timeout), self.name)
-                time.sleep(min(pause, rest))
-                pause = min(2 * pause, LONGEST_PAUSE)
+                self._wait(fd, deadline, timeout, Interrupt())
         finally:
             self._give_up(fd)
 
@@ -173,19 +182,26 @@ class FileLock:
             self._give_up(fd)
 
     async def acquire_async(self, *, timeout: float | None = None) -> None:
-        """`acquire` for an event loop, tried every few milliseconds. Cancelled, it has not locked."""
+        """`acquire` for an event loop; while it waits, a thread does. Cancelled, it has not locked, or has unlocked."""
         deadline = deadline_of(timeout)
         fd = self._open()
         try:
-            pause = FIRST_PAUSE
-            while not self._lock(fd, fcntl.F_OFD_SETLK):
-                rest = left(deadline)
-                if rest == 0:
-                    raise TimeoutError(errno.ETIMEDOUT, self._conflict(timeout), self.name)
-                await asyncio.sleep(pause if rest is None else min(pause, rest))
-                pause = min(2 * pause, LONGEST_PAUSE)
-        finally:
+            if self._lock(fd, fcntl.F_OFD_SETLK):
+                return
+            if timeout == 0:
+                raise TimeoutError(errno.ETIMEDOUT, self._conflict(timeout), self.name)
+            helper = helpers.claim()
+        except BaseException:
             self._give_up(fd)
+            raise
+
+        def wait(interrupt: Interrupt) -> None:
+            try:
+                self._wait(fd, deadline, timeout, interrupt)
+            finally:
+                self._give_up(fd)
+
+        await helpers.on_thread(helper, wait, lambda _: self.release())
 
     def release(self) -> None:
         """Unlock. RuntimeError: this object does not hold it. In a forked child only its copy of the file is closed."""

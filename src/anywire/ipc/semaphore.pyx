@@ -7,12 +7,12 @@ waits in a semaphore that another thread closes goes on waiting. Waiting in an e
 What can go wrong: the units of a process that was killed are gone, since a semaphore does not know who took them
 (`processes` tells who is left); a sem_t that isn't one is used as if it were.
 """
-from libc.errno cimport EAGAIN, EBUSY, EEXIST, EINTR, EINVAL, ENOENT, EOVERFLOW, ETIMEDOUT, ENAMETOOLONG, errno
+from libc.errno cimport EINTR, EOVERFLOW, ETIMEDOUT, errno
 from libc.stdint cimport int64_t, uint32_t
 from cpython.buffer cimport PyBuffer_Release, Py_buffer
 from cpython.exc cimport PyErr_CheckSignals, PyErr_WarnEx
 from anywire.ipc._place cimport take_place
-from anywire.ipc._system cimport deadline, encoded, fail, failure
+from anywire.ipc._system cimport deadline, encoded, fail, refusal
 
 import cython
 import os
@@ -52,7 +52,7 @@ def remove(name):
     """
     cdef bytes raw = encoded(name, "a semaphore", "/jobs")
     if sem_unlink(raw):
-        raise refusal(errno, name, O_CREAT)
+        raise refusal(errno, name, 250, "semaphore", False)
 
 
 @cython.no_gc                     # refers to a buffer and a str: the collector must not take the buffer away before us
@@ -114,7 +114,7 @@ cdef class Semaphore:
             got = sem_open(text, how, bits, units)
             e = errno
         if got == SEM_FAILED:
-            raise refusal(e, name, how)
+            raise refusal(e, name, 250, "semaphore", not how & O_CREAT)
         self.name = name
         self.sem = self.held = got
         self.owner_pid = os.getpid() if owner else 0
@@ -351,22 +351,6 @@ cdef unsigned int checked(object value) except? 0xffffffff:
     if not 0 <= value <= SEM_VALUE_MAX:
         raise ValueError(f"the value of a semaphore is 0 ... {SEM_VALUE_MAX}, not {value}")
     return value
-
-
-cdef object refusal(int e, object name, int flags):
-    """What went wrong in sem_open or sem_unlink, in words."""
-    more = None
-    if len(os.fsencode(name).lstrip(b"/")) > 250:
-        e = ENAMETOOLONG                # as POSIX says; glibc before 2.37 has other numbers
-    if e == EINVAL:
-        more = "a name is a slash and up to 250 bytes without one"
-    elif e == ENAMETOOLONG:
-        more = "a name has at most 250 bytes behind its slash"
-    elif e == ENOENT and flags == 0:
-        more = "no semaphore has this name (create, or create_or_open, makes one)"
-    elif e == EEXIST:
-        more = "a semaphore of this name exists (open, or create_or_open, uses it)"
-    return failure(e, name, more)
 
 
 # -- for semaphore_waits

@@ -18,6 +18,7 @@ import threading
 from collections import deque
 
 from anywire.ipc import semaphore as native
+from anywire.ipc.helpers import submit
 from anywire.ipc.semaphore import Semaphore
 
 LOOK = 0.1
@@ -54,7 +55,7 @@ class _Waits:
         self.inside: set[Semaphore] = set()  # those that the helper uses just now
         self.left = threading.Condition(self.lock)  # told when a thread has left one
         self.at_once = native._MOST if native._can_wait_for_any() else 0
-        self.helper: threading.Thread | None = None
+        self.helped = False  # whether a helper's thread waits for those that are not alone
 
     def enter(self, semaphore: Semaphore, waiter: _Waiter) -> None:
         with self.lock:
@@ -66,13 +67,11 @@ class _Waits:
             if semaphore in self.alone:
                 return
             if len(self.queues.keys() - self.alone) > self.at_once:
-                self.alone.add(semaphore)
-                semaphore._hold()  # the thread's own
-                threading.Thread(target=self.help_one, args=(semaphore,), name="anywire-semaphore", daemon=True).start()
+                self.leave_alone(semaphore)
                 return
-            if self.helper is None:
-                self.helper = threading.Thread(target=self.help, name="anywire-semaphores", daemon=True)
-                self.helper.start()
+            if not self.helped:
+                self.helped = True
+                submit(self.help)
         native._call_helper()
 
     def leave(self, semaphore: Semaphore, waiter: _Waiter) -> bool:
@@ -126,17 +125,20 @@ class _Waits:
             self.inside.clear()
             self.left.notify_all()
             if not possible:
-                self.to_threads(here)
+                self.to_threads()
         return possible
 
-    def to_threads(self, here: list[Semaphore]) -> None:
+    def to_threads(self) -> None:
         """Under the lock: the kernel, which could, now can't wait for these."""
-        self.at_once, self.helper = 0, None
-        for semaphore in list(self.queues):
-            if semaphore not in self.alone:
-                self.alone.add(semaphore)
-                semaphore._hold()
-                threading.Thread(target=self.help_one, args=(semaphore,), name="anywire-semaphore", daemon=True).start()
+        self.at_once, self.helped = 0, False
+        for semaphore in self.queues.keys() - self.alone:
+            self.leave_alone(semaphore)
+
+    def leave_alone(self, semaphore: Semaphore) -> None:
+        """Under the lock: give it a thread of its own."""
+        self.alone.add(semaphore)
+        semaphore._hold()  # the thread's own
+        submit(lambda: self.help_one(semaphore))
 
     def help_one(self, semaphore: Semaphore) -> None:
         while True:

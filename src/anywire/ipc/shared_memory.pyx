@@ -9,10 +9,10 @@ Any thread; the bytes are as safe as what is done with them: put a Mutex or Sema
 What can go wrong: touching memory that another process has cut off kills with SIGBUS (seal anonymous memory against that);
 memory that is not reserved may kill so too, when the file system is full.
 """
-from libc.errno cimport EACCES, EEXIST, EINVAL, EINTR, ENAMETOOLONG, ENODEV, ENOENT, ENOMEM, ENOSPC, EOPNOTSUPP, errno
+from libc.errno cimport EACCES, EINTR, EINVAL, ENODEV, ENOMEM, ENOSPC, EOPNOTSUPP, errno
 from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_FillInfo, Py_buffer
 from cpython.exc cimport PyErr_CheckSignals, PyErr_WarnEx
-from anywire.ipc._system cimport encoded, fail, failure
+from anywire.ipc._system cimport encoded, fail, failure, refusal
 
 import cython
 import fcntl
@@ -76,7 +76,7 @@ def remove(name):
     """
     cdef bytes raw = encoded(name, "shared memory", "/frames")
     if shm_unlink(raw):
-        raise refusal(errno, name, O_CREAT)
+        raise refusal(errno, name, 255, "shared memory object", False)
 
 
 @cython.no_gc                     # refers to a str only, which it needs to the end
@@ -132,7 +132,7 @@ cdef class SharedMemory:
             fd = shm_open(text, how, bits)
             e = errno
         if fd < 0:
-            raise refusal(e, name, how)
+            raise refusal(e, name, 255, "shared memory object", not how & O_CREAT)
         self.name = name
         try:
             self.settle(fd, how & ACCESS == O_RDWR, size, reserve, huge)
@@ -520,19 +520,3 @@ cdef int check_access(int flags, object name) except -1:
     if flags & O_TRUNC and flags & ACCESS == O_RDONLY:
         raise ValueError("O_TRUNC needs O_RDWR: POSIX leaves open what it does otherwise")
     return 0
-
-
-cdef object refusal(int e, object name, int flags):
-    """What went wrong in shm_open or shm_unlink, in words."""
-    more = None
-    if len(os.fsencode(name).lstrip(b"/")) > 255:
-        e = ENAMETOOLONG                # as POSIX says; glibc before 2.37 has other numbers
-    if e == EINVAL:
-        more = "a name is a slash and up to 255 bytes without one"
-    elif e == ENAMETOOLONG:
-        more = "a name has at most 255 bytes behind its slash"
-    elif e == ENOENT and not flags & O_CREAT:
-        more = "no shared memory has this name (create, or create_or_open, makes it)"
-    elif e == EEXIST:
-        more = "shared memory of this name exists (open, or create_or_open, uses it)"
-    return failure(e, name, more)

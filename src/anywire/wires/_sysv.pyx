@@ -22,7 +22,7 @@ from libc.string cimport memcpy
 from anywire.contract cimport counters
 from anywire.contract.endpoint cimport BLOCKED, DONE, PARTIAL, READ, WRITE, MessageEndpoint, fork_generation, hold
 from anywire.ipc._system cimport deadline, fail, left
-from anywire.ipc.sysv._interrupt cimport Interrupt, interrupting_signal
+from anywire.ipc._interrupt cimport Interrupt, interrupting_signal
 from anywire.wires._sysv_waiting cimport ANYWIRE_FAILED, ANYWIRE_SENT, ANYWIRE_TAKEN, Helper
 
 import os

@@ -11,7 +11,7 @@ from libc.errno cimport E2BIG, EINTR, ENOMSG, errno
 
 from anywire.contract.endpoint cimport fork_generation
 from anywire.ipc._system cimport fail
-from anywire.ipc.sysv._interrupt cimport interrupting_signal
+from anywire.ipc._interrupt cimport interrupting_signal
 
 import os
 

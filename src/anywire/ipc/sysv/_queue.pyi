@@ -1,8 +1,6 @@
 from typing_extensions import Buffer
 
-from anywire.ipc.sysv._interrupt import Interrupt
-
-class Cancelled(Exception): ...
+from anywire.ipc._interrupt import Interrupt
 
 class Queue:
     id: int

@@ -14,8 +14,9 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 
 from anywire.ipc._system cimport deadline, fail, left
-from anywire.ipc.sysv._interrupt cimport Interrupt
+from anywire.ipc._interrupt cimport Interrupt
 
+from anywire.ipc._interrupt import Cancelled
 from anywire.ipc.sysv import _calls
 from anywire.ipc.sysv.kernel_limits import explain, limits, refuse, refuse_removed
 
@@ -67,10 +68,6 @@ cdef extern from *:
 
 cdef inline char* bytes_of(anywire_message* message) noexcept:
     return <char*> message + sizeof(long)
-
-
-class Cancelled(Exception):
-    """A wait on a helper's thread was ended by `Interrupt.cancel`."""
 
 
 @cython.auto_pickle(False)
@@ -183,36 +180,49 @@ cdef class Queue:
         return 0
 
     cdef int put(self, const void* data, size_t size, long type, timeout, bint block, Interrupt interrupt) except -1:
-        cdef int64_t until = deadline(timeout)
-        cdef bint armed = False
-        # Only a wait that may be ended needs the means for it (four system calls), and only if it comes to a wait.
-        cdef int done, e = 0, flags = 0 if block and until < 0 and interrupt is None else IPC_NOWAIT
-        try:
-            while True:
-                with nogil:
-                    done = anywire_msgsnd(self.id, type, data, size, flags)
-                    e = errno
-                if done == 0:
-                    return 0
-                if e == EINTR:
-                    self.interrupted(interrupt, until, timeout, "room")
-                elif e == EAGAIN and block:
-                    if until >= 0 and left(until) == 0:
-                        self.late(timeout, "room")
-                    if interrupt is None:
-                        interrupt = Interrupt()
-                    interrupt.begin(until)
-                    armed, flags = True, 0
-                else:
-                    break
-        finally:
-            if armed:
-                interrupt.end()
+        cdef int e = 0
+        if self.transfer(True, <void*> data, size, type, 0, timeout, block, interrupt, &e) >= 0:
+            return 0
         if e == EAGAIN:
             raise BlockingIOError(EAGAIN, f"the queue is full ({explain('msgmnb')})", self.name)
         if e == EINVAL and 0 <= limits().msgmax < size:
             refuse(EMSGSIZE, self.name, f"a message of {size} bytes; {explain('msgmax')}")
-        return self.failed(e, "send", flags == 0)
+        return self.failed(e, "send", block)
+
+    cdef ssize_t transfer(
+        self, bint sends, void* bytes, size_t size, long type, int flags, timeout, bint block, Interrupt interrupt, int* error
+    ) except -2:
+        """msgsnd(2) or msgrcv(2), with what they wait: what they returned; of -1 the reason in `error`."""
+        cdef int64_t until = deadline(timeout)
+        cdef bint armed = False
+        cdef ssize_t n
+        # Only a wait that may be ended needs the means for it (four system calls), and only if it comes to a wait.
+        cdef int e, nowait = 0 if block and until < 0 and interrupt is None else IPC_NOWAIT
+        try:
+            while True:
+                with nogil:
+                    if sends:
+                        n = anywire_msgsnd(self.id, type, bytes, size, flags | nowait)
+                    else:
+                        n = msgrcv(self.id, bytes, size, type, flags | nowait)
+                    e = errno
+                if n >= 0:
+                    return n
+                if e == EINTR:
+                    self.interrupted(interrupt, until, timeout, "room" if sends else "such message")
+                elif block and e == (EAGAIN if sends else ENOMSG):
+                    if until >= 0 and left(until) == 0:
+                        self.late(timeout, "room" if sends else "such message")
+                    if interrupt is None:
+                        interrupt = Interrupt()
+                    interrupt.begin(until)
+                    armed, nowait = True, 0
+                else:
+                    error[0] = e
+                    return -1
+        finally:
+            if armed:
+                interrupt.end()
 
     # ---------------------------------------------------------------------------------------------------- receiving
 
@@ -278,36 +288,15 @@ cdef class Queue:
     cdef ssize_t take(self, anywire_message* message, size_t size, long type, int flags, timeout, bint block,
                       Interrupt interrupt) except -2:
         """The length of what was taken; -1: the message that would be taken is larger than this, and stays."""
-        cdef int64_t until = deadline(timeout)
-        cdef bint armed = False
-        cdef ssize_t n
-        cdef int e = 0, nowait = 0 if block and until < 0 and interrupt is None else IPC_NOWAIT
-        try:
-            while True:
-                with nogil:
-                    n = msgrcv(self.id, message, size, type, flags | nowait)
-                    e = errno
-                if n >= 0:
-                    return n
-                if e == EINTR:
-                    self.interrupted(interrupt, until, timeout, "such message")
-                elif e == ENOMSG and block:
-                    if until >= 0 and left(until) == 0:
-                        self.late(timeout, "such message")
-                    if interrupt is None:
-                        interrupt = Interrupt()
-                    interrupt.begin(until)
-                    armed, nowait = True, 0
-                else:
-                    break
-        finally:
-            if armed:
-                interrupt.end()
+        cdef int e = 0
+        cdef ssize_t n = self.transfer(False, message, size, type, flags, timeout, block, interrupt, &e)
+        if n >= 0:
+            return n
         if e == E2BIG:
             return -1
         if e == ENOMSG:
             raise BlockingIOError(EAGAIN, "no such message is in the queue", self.name)
-        return self.failed(e, "receive", nowait == 0)
+        return self.failed(e, "receive", block)
 
     def copy_message(self, long index):
         """The message at this place, left in the queue: (its bytes, its type). IndexError: there are not so many."""

@@ -1,6 +1,6 @@
 from collections.abc import Iterable
 
-from anywire.ipc.sysv._interrupt import Interrupt
+from anywire.ipc._interrupt import Interrupt
 
 class Set:
     id: int

@@ -12,10 +12,10 @@ from libc.stdlib cimport free, malloc
 from posix.time cimport timespec
 
 from anywire.ipc._system cimport as_timespec, deadline, fail, left
-from anywire.ipc.sysv._interrupt cimport Interrupt
+from anywire.ipc._interrupt cimport Interrupt
 
+from anywire.ipc._interrupt import Cancelled
 from anywire.ipc.sysv import _calls
-from anywire.ipc.sysv._queue import Cancelled
 from anywire.ipc.sysv.kernel_limits import explain, refuse, refuse_removed
 
 cdef extern from *:

@@ -80,6 +80,20 @@ def refuse_removed(name: str, what: str, waiting: bool) -> NoReturn:
     refuse(errno.EIDRM, name, f"the {what} {how}; open its key again for what is there now")
 
 
+def refuse_use(error: OSError, name: str, what: str) -> NoReturn:
+    """Raise why an object that was opened can't be looked at or changed: this user may not, or it is gone."""
+    if isinstance(error, PermissionError):
+        refuse(error.errno or 0, name, f"the {what}'s mode or owner does not let this user do that")
+    refuse_removed(name, what, waiting=False)
+
+
+def refuse_id(error: OSError, ident: int, what: str) -> NoReturn:
+    """Raise why there is no reference by this id."""
+    if isinstance(error, PermissionError):
+        refuse(error.errno or 0, f"id {ident}", f"the {what}'s mode does not let this user read it")
+    refuse(errno.ENOENT, f"id {ident}", f"no {what} has this id ({error.strerror}); look with ipcs(1)")
+
+
 def refuse_get(number: int, name: str, what: str, flags: int, full: tuple[str, ...], wrong: str) -> NoReturn:
     """Raise why msgget, semget or shmget failed. `full`: the limits behind ENOSPC; `wrong`: what EINVAL means."""
     if number == errno.ENOENT:

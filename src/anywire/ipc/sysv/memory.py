@@ -11,10 +11,9 @@ counts it.
 
 from __future__ import annotations
 
-import errno
 import os
 import warnings
-from typing import Any, NamedTuple, NoReturn, Self
+from typing import Any, NamedTuple, Self
 
 from . import _calls, kernel_limits, keys
 from ._memory import Memory
@@ -69,6 +68,7 @@ class SharedMemory(Memory, Object):
 
     _what = "shared memory"
     _remove = staticmethod(_calls.shm_remove)
+    _change = staticmethod(_calls.shm_set)
 
     def __init__(
         self, key: int, flags: int = 0, mode: int = 0o600, *, size: int = 0, readonly: bool = False,
@@ -85,12 +85,8 @@ class SharedMemory(Memory, Object):
     def _begin(self, ident: int, key: int | None, readonly: bool, attach: bool, owner: bool) -> None:
         try:
             status = _calls.shm_status(ident)
-        except PermissionError as error:
-            name = keys.name_of(key or 0, ident)
-            kernel_limits.refuse(error.errno or 0, name, "the mode does not let this user read it")
         except OSError as error:
-            why = f"no shared memory has this id ({error.strerror}); look with ipcs(1)"
-            kernel_limits.refuse(errno.ENOENT, f"id {ident}", why)
+            kernel_limits.refuse_id(error, ident, self._what)
         # A removed segment has lost its key.
         key = status[0] if key is None else key
         Memory.__init__(self, ident, key, keys.name_of(key, ident), status[6])
@@ -153,18 +149,6 @@ class SharedMemory(Memory, Object):
     def attach_count(self) -> int:
         """How often the segment is attached now, in all processes."""
         return self.stat().attached
-
-    def set(self, *, uid: int | None = None, gid: int | None = None, mode: int | None = None) -> None:
-        """Change the segment's owner, group or mode. PermissionError: only its creator, its owner and root may."""
-        try:
-            _calls.shm_set(self.id, uid, gid, mode)
-        except OSError as error:
-            self._refuse(error)
-
-    def _refuse(self, error: OSError) -> NoReturn:
-        if isinstance(error, PermissionError):
-            kernel_limits.refuse(error.errno or 0, self.name, "its mode or owner does not let this user do that")
-        kernel_limits.refuse_removed(self.name, "shared memory", waiting=False)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _again, (type(self), self.id, self.readonly, self.attached)

@@ -13,9 +13,10 @@ import os
 import warnings
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NoReturn, Self
 
 from . import keys
+from .kernel_limits import refuse, refuse_removed, refuse_use
 
 
 def create_or_open(key: int, flags: int, get: Callable[[int, int], int]) -> int:
@@ -53,6 +54,20 @@ class Object:
         """A reference by id, as ipcs(1) shows them: the only way to a private object of another process."""
         raise NotImplementedError
 
+    @staticmethod
+    def _change(ident: int, uid: int | None, gid: int | None, mode: int | None) -> None:
+        raise NotImplementedError
+
+    def set(self, *, uid: int | None = None, gid: int | None = None, mode: int | None = None) -> None:
+        """Change its owner, group or mode. PermissionError: only its creator, its owner and root may."""
+        try:
+            self._change(self.id, uid, gid, mode)
+        except OSError as error:
+            self._refuse(error)
+
+    def _refuse(self, error: OSError) -> NoReturn:
+        refuse_use(error, self.name, self._what)
+
     @property
     def owner(self) -> bool:
         """Whether the end of this reference removes the object; settable. True in the process alone that set it."""
@@ -69,8 +84,6 @@ class Object:
         try:
             self._remove(self.id)
         except OSError as error:
-            from .kernel_limits import refuse, refuse_removed
-
             if isinstance(error, PermissionError):
                 why = f"only its creator, its owner and root may remove this {self._what}"
                 refuse(error.errno or 0, self.name, why)

@@ -4,9 +4,9 @@
         queue.send(b"hello", type=3)
         queue.recv(type=3)                      # (b"hello", 3)
 
-The calls are made in _queue.pyx; the waits of tasks go through helpers.py. Any thread; a queue belongs to no process.
-What can go wrong: the limits of msgmni, msgmax and msgmnb, each named by the error with how to raise it; the queue is
-removed (OSError, EIDRM).
+The calls are made in _queue.pyx; the waits of tasks go through anywire.ipc.helpers. Any thread; a queue belongs to no
+process. What can go wrong: the limits of msgmni, msgmax and msgmnb, each named by the error with how to raise it; the
+queue is removed (OSError, EIDRM).
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ import errno
 from collections.abc import AsyncIterator, Iterator
 from typing import TYPE_CHECKING, NamedTuple, NoReturn, Self
 
+from anywire.ipc._interrupt import Interrupt
+from anywire.ipc.helpers import Turns, submit
+
 from . import _calls, kernel_limits, keys
-from ._interrupt import Interrupt
 from ._queue import Queue
-from .helpers import Turns, submit
 from .objects import Object, create_or_open
 
 if TYPE_CHECKING:
@@ -117,8 +118,7 @@ class MessageQueue(Queue, Object):
         except PermissionError:
             key = keys.PRIVATE                  # it may be written to all the same
         except OSError as error:
-            why = f"no queue has this id ({error.strerror}); look with ipcs(1)"
-            kernel_limits.refuse(errno.ENOENT, f"id {ident}", why)
+            kernel_limits.refuse_id(error, ident, cls._what)
         return cls._of(ident, key, owner=False)
 
     @classmethod
@@ -227,10 +227,8 @@ class MessageQueue(Queue, Object):
         """The queue's status. OSError: EIDRM, removed; PermissionError, the mode lets this user not read."""
         try:
             return QueueStatus(*_calls.msg_status(self.id))
-        except PermissionError as error:
-            kernel_limits.refuse(error.errno or 0, self.name, "the queue's mode does not let this user read its status")
-        except OSError:
-            kernel_limits.refuse_removed(self.name, "queue", waiting=False)
+        except OSError as error:
+            self._refuse(error)
 
     @property
     def depth(self) -> int:
@@ -244,10 +242,9 @@ class MessageQueue(Queue, Object):
         CAP_SYS_RESOURCE."""
         try:
             _calls.msg_set(self.id, uid, gid, mode, max_bytes)
-        except PermissionError as error:
-            why = "only its creator, its owner and root may change a queue"
-            if max_bytes is not None and max_bytes > kernel_limits.limits().msgmnb >= 0:
+        except OSError as error:
+            most = kernel_limits.limits().msgmnb
+            if isinstance(error, PermissionError) and max_bytes is not None and max_bytes > most >= 0:
                 why = f"max_bytes={max_bytes} needs CAP_SYS_RESOURCE: {kernel_limits.explain('msgmnb')}"
-            kernel_limits.refuse(error.errno or 0, self.name, why)
-        except OSError:
-            kernel_limits.refuse_removed(self.name, "queue", waiting=False)
+                kernel_limits.refuse(error.errno or 0, self.name, why)
+            self._refuse(error)

@@ -7,7 +7,7 @@
 The initialisation race: semget(2) makes a set of zeros, and its values come later. Here the creator sets all values by
 one operation, which is atomic and leaves its mark, sem_otime; who opens the set waits for that mark (W. R. Stevens,
 "UNIX Network Programming", vol. 2, 11.6). The calls are made in _semaphores.pyx; the waits of tasks go through
-helpers.py.
+anywire.ipc.helpers.
 
 Any thread. What can go wrong: the limits of kernel.sem, named by the error with how to raise them; the set is removed
 (OSError, EIDRM); a process that is killed with what it acquired without `undo` never gives it back.
@@ -21,10 +21,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import NamedTuple, NoReturn, Self
 
+from anywire.ipc._interrupt import Interrupt
+from anywire.ipc.helpers import Turns
+
 from . import _calls, kernel_limits, keys
-from ._interrupt import Interrupt
 from ._semaphores import Set
-from .helpers import Turns
 from .objects import Object, create_or_open
 
 NOWAIT = 0o4000
@@ -75,6 +76,7 @@ class SemaphoreSet(Set, Object):
 
     _what = "semaphore set"
     _remove = staticmethod(_calls.sem_remove)
+    _change = staticmethod(_calls.sem_set)
 
     def __init__(
         self, key: int, flags: int = 0, mode: int = 0o600, *, values: Sequence[int] = (1,), initialised: bool = True,
@@ -143,11 +145,8 @@ class SemaphoreSet(Set, Object):
         """A reference by id, as ipcs(1) shows them: the only way to a private set of another process."""
         try:
             status = SemaphoreStatus(*_calls.sem_status(ident))
-        except PermissionError as error:
-            kernel_limits.refuse(error.errno or 0, f"id {ident}", "the set's mode does not let this user read it")
         except OSError as error:
-            why = f"no semaphore set has this id ({error.strerror}); look with ipcs(1)"
-            kernel_limits.refuse(errno.ENOENT, f"id {ident}", why)
+            kernel_limits.refuse_id(error, ident, cls._what)
         found = cls.__new__(cls)
         found._begin(ident, status.key, status.semaphores, owner=False)
         return found
@@ -280,13 +279,6 @@ class SemaphoreSet(Set, Object):
         """Whether the set has had an operation."""
         return self.stat().operation_time != 0
 
-    def set(self, *, uid: int | None = None, gid: int | None = None, mode: int | None = None) -> None:
-        """Change the set's owner, group or mode. PermissionError: only its creator, its owner and root may."""
-        try:
-            _calls.sem_set(self.id, uid, gid, mode)
-        except OSError as error:
-            self._refuse(error)
-
     def _index(self, index: int) -> None:
         if not 0 <= index < self.count:
             raise IndexError(f"the set ({self.name}) has {self.count} semaphores, 0 to {self.count - 1}; not {index}")
@@ -298,21 +290,12 @@ class SemaphoreSet(Set, Object):
         except OSError as error:
             self._refuse(error)
 
-    def _refuse(self, error: OSError) -> NoReturn:
-        _refuse(error, self.name)
-
-
-def _refuse(error: OSError, name: str) -> NoReturn:
-    if isinstance(error, PermissionError):
-        kernel_limits.refuse(error.errno or 0, name, "the set's mode or owner does not let this user do that")
-    kernel_limits.refuse_removed(name, "semaphore set", waiting=False)
-
 
 def _status(ident: int, name: str) -> SemaphoreStatus:
     try:
         return SemaphoreStatus(*_calls.sem_status(ident))
     except OSError as error:
-        _refuse(error, name)
+        kernel_limits.refuse_use(error, name, SemaphoreSet._what)
 
 
 def _checked(values: Sequence[int]) -> Sequence[int]:

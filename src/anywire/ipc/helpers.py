@@ -1,13 +1,17 @@
-"""Threads that make blocking calls for an event loop, and the rules by which tasks wait through them.
+"""Threads of this process that wait for its event loops, where the kernel has nothing that a loop could poll.
 
-Nothing of System V can be polled, so a wait of a task is a call on a helper's thread; it ends at once when it is
-cancelled (see interrupt.h). Tasks that wait for the same thing (one queue and type, one list of operations) take turns,
-so they use one thread in all, in the order in which they came. A task that is cancelled waits for the answer of its
-call, which takes microseconds; a call that had won by then is undone, on the spot.
+A `Helper` does jobs, one after another. Who needs one thread for several jobs (a lock of the C library belongs to the
+thread that took it) takes it by `claim` and lets it go by `rest`; `submit` is for one job. Threads are made when
+needed, used again, and end when they have had nothing to do for some seconds; a forked child has none.
 
-Threads are made when needed, used again, and end when they have had nothing to do for some seconds; a forked child has
-none. What can go wrong: no thread can be made (RuntimeError). A program that ends while its loop is stopped with tasks
-that wait is the one case in which something can be taken and lost.
+`on_thread` makes a blocking call for a task, which ends at once when the task is cancelled (see interrupt_timer.h);
+`Turns` lets tasks that wait for the same thing (one queue and type, one list of operations) take turns, so that they
+use one thread in all, in the order in which they came. A task that is cancelled waits for the answer of its call, which
+takes microseconds; a call that had won by then is undone, on the spot.
+
+Used by System V's objects, locks, semaphores, FileLock and Fifo. What can go wrong: no thread can be made
+(RuntimeError). A program that ends while its loop is stopped with tasks that wait is the one case in which something
+can be taken and lost.
 """
 
 from __future__ import annotations
@@ -18,9 +22,10 @@ import signal
 import threading
 import weakref
 from collections.abc import Callable, Hashable
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
-from ._interrupt import Interrupt
+from anywire.ipc._interrupt import Interrupt
 
 if TYPE_CHECKING:
     import asyncio
@@ -30,39 +35,64 @@ T = TypeVar("T")
 IDLE = 5.0
 """Seconds that a thread without work is kept."""
 
-_idle: list[_Helper] = []
+_idle: list[Helper] = []
 os.register_at_fork(after_in_child=_idle.clear)
 
 
-class _Helper(threading.Thread):
-    def __init__(self, job: Callable[[], None]) -> None:
-        super().__init__(name="anywire-sysv", daemon=True)
-        self.job: Callable[[], None] | None = job
-        self.called = threading.Semaphore(0)
+class Helper(threading.Thread):
+    """A thread that does jobs; they must not raise. A job that returns `END` ends it."""
+
+    END = object()
+
+    def __init__(self) -> None:
+        super().__init__(name="anywire-ipc", daemon=True)
+        self.jobs: SimpleQueue[Callable[[], object]] = SimpleQueue()
+        self.rests = False
+        self.start()
 
     def run(self) -> None:
         # The program's signals are for its own threads (SignalQueue insists); an Interrupt lets its own through.
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-        while self.job is not None:
-            self.job()
-            self.job = None
-            _idle.append(self)
-            if not self.called.acquire(timeout=IDLE):
+        while True:
+            try:
+                job = self.jobs.get(timeout=IDLE if self.rests else None)
+            except Empty:
                 try:
                     _idle.remove(self)
-                except ValueError:              # just called
-                    self.called.acquire()
+                except ValueError:              # just claimed
+                    continue
+                return
+            self.rests = False
+            if job() is Helper.END:
+                return
+            del job
+
+    def do(self, job: Callable[[], object]) -> None:
+        """After what is still to be done, do this."""
+        self.jobs.put(job)
+
+    def rest(self) -> None:
+        """After what is still to be done, be there for others."""
+        self.jobs.put(self._rest)
+
+    def _rest(self) -> None:
+        self.rests = True
+        _idle.append(self)
 
 
-def submit(job: Callable[[], None]) -> None:
-    """Run it on a thread soon. It must not raise."""
+def claim() -> Helper:
+    """A thread for the caller alone, until it calls `rest`."""
     try:
-        helper = _idle.pop()
+        return _idle.pop()
     except IndexError:
-        _Helper(job).start()
-        return
-    helper.job = job
-    helper.called.release()
+        return Helper()
+
+
+def submit(job: Callable[[], object]) -> None:
+    """Run it on a thread soon. It must not raise."""
+    helper = claim()
+    helper.do(job)
+    helper.rest()
 
 
 class Turns:
@@ -105,7 +135,7 @@ class Turns:
                 await lock.acquire()
             try:
                 left = None if until is None else max(until - loop.time(), 0.0)
-                return await _on_thread(lambda interrupt: call(interrupt, left), undo)
+                return await on_thread(claim(), lambda interrupt: call(interrupt, left), undo)
             except TimeoutError:
                 assert timeout is not None
                 late(timeout)
@@ -119,7 +149,9 @@ class Turns:
                 locks[key] = lock, users - 1
 
 
-async def _on_thread(call: Callable[[Interrupt], T], undo: Callable[[T], object]) -> T:
+async def on_thread(helper: Helper, call: Callable[[Interrupt], T], undo: Callable[[T], object]) -> T:
+    """What `call(interrupt)` returns, made on this thread, which rests then. Cancelled, the call is interrupted; `undo`
+    gives back what it had won by then. `call` is made in any case, once this has begun."""
     import asyncio
 
     loop = asyncio.get_running_loop()
@@ -140,7 +172,8 @@ async def _on_thread(call: Callable[[Interrupt], T], undo: Callable[[T], object]
             with contextlib.suppress(OSError):
                 undo(result)
 
-    submit(work)
+    helper.do(work)
+    helper.rest()
     try:
         # Shielded: only the helper's thread sets the answer.
         return await asyncio.shield(answer)

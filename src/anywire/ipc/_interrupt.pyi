@@ -1,5 +1,7 @@
 from typing import final
 
+class Cancelled(Exception): ...
+
 @final
 class Interrupt:
     cancelled: bool

@@ -1,20 +1,26 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False
-"""Ending a blocking System V call: by a deadline, or from another thread. How, and why nothing is lost: interrupt.h.
+"""Ending a blocking call into the kernel: by a deadline, or from another thread. How, and why nothing is lost:
+interrupt_timer.h.
 
 One `Interrupt` belongs to one call on one thread; `cancel` may come from any thread, before, during or after it. All of
 it runs under the GIL, so a timer is never used after its end. What can go wrong: no timer (EAGAIN: the user's limit of
 pending signals), no free real-time signal (EBUSY).
 """
+from cpython.exc cimport PyErr_CheckSignals
 from libc.errno cimport EAGAIN, errno
 from libc.stdint cimport int64_t
 
-from anywire.ipc._system cimport fail
+from anywire.ipc._system cimport fail, left
 
-cdef extern from "anywire/ipc/sysv/interrupt.h" nogil:
+cdef extern from "anywire/ipc/interrupt_timer.h" nogil:
     int anywire_free_signal()
     int anywire_timer_make(timer_t* timer, sigset_t* before)
     int anywire_timer_at(timer_t timer, int64_t moment)
     void anywire_timer_drop(timer_t timer, const sigset_t* before)
+
+
+class Cancelled(Exception):
+    """A wait on a helper's thread was ended by `Interrupt.cancel`."""
 
 
 cdef int interrupting_signal() except -1:
@@ -49,3 +55,9 @@ cdef class Interrupt:
             self.ready = False
             anywire_timer_drop(self.timer, &self.before)
         return 0
+
+    cdef int over(self, int64_t deadline) except -1:
+        PyErr_CheckSignals()
+        if self.cancelled:
+            raise Cancelled
+        return deadline >= 0 and left(deadline) == 0

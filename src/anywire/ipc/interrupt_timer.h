@@ -1,11 +1,11 @@
 /* Ending a system call that has no time-out of its own: a POSIX timer that signals one thread, again and again.
  *
- * msgsnd(2), msgrcv(2) and semop(2) are never restarted after a signal (signal(7)) and say truly whether they did their work:
- * EINTR means that nothing was taken or left. A signal that comes just before the thread enters the call would be lost, so the
+ * msgsnd(2), msgrcv(2) and semop(2) are never restarted after a signal, fcntl(2) and open(2) not after a handler without
+ * SA_RESTART (signal(7)), and all say truly whether they did their work: EINTR means that nothing was taken or left. A signal that comes just before the thread enters the call would be lost, so the
  * timer repeats until it is deleted. The signal is a real-time one that nobody has a handler for, goes to that thread alone
  * (SIGEV_THREAD_ID, timer_create(2)), and its handler does nothing. */
-#ifndef ANYWIRE_IPC_SYSV_INTERRUPT_H
-#define ANYWIRE_IPC_SYSV_INTERRUPT_H
+#ifndef ANYWIRE_IPC_INTERRUPT_TIMER_H
+#define ANYWIRE_IPC_INTERRUPT_TIMER_H
 
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE

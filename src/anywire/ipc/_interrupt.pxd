@@ -1,7 +1,7 @@
 # A call into the kernel that a deadline or another thread may end.
 from libc.stdint cimport int64_t
 
-cdef extern from "anywire/ipc/sysv/interrupt.h" nogil:
+cdef extern from "anywire/ipc/interrupt_timer.h" nogil:
     ctypedef void* timer_t
     ctypedef struct sigset_t:
         pass
@@ -15,3 +15,4 @@ cdef class Interrupt:
     cdef readonly bint cancelled
     cdef int begin(self, int64_t deadline) except -1        # on the thread that calls; -1: no deadline
     cdef int end(self) except -1                            # on the same thread, whatever happened
+    cdef int over(self, int64_t deadline) except -1         # after EINTR: whether the time is over; runs signals' handlers
