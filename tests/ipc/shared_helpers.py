@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 import textwrap
+import threading
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,14 @@ def run(text: str, *arguments: object) -> str:
     return done.stdout
 
 
+def sleeps(thread: threading.Thread) -> bool:
+    """Whether a thread is in futex(2), of x86 and others: it waits for a lock, a semaphore or a condition."""
+    with open(f"/proc/self/task/{thread.native_id}/syscall") as file:
+        return file.read().startswith(FUTEX)
+
+
+FUTEX = ("202 ", "98 ")
+"""How /proc/PID/syscall begins while it is in futex(2): on x86, and on others."""
 NOBODY = """
 import os
 os.setgroups([]); os.setresgid(65534, 65534, 65534); os.setresuid(65534, 65534, 65534)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from shared_helpers import NOBODY, c_program, fresh_name, line_of, program, run
+from shared_helpers import FUTEX, NOBODY, c_program, fresh_name, line_of, program, run, sleeps
 
 from anywire.ipc import Condition, Mutex, NotRecoverable, OwnerDied, RWLock, SharedMemory
 from anywire.ipc import mutex as native
@@ -25,8 +25,6 @@ from anywire.ipc import mutex as native
 __all__ = ["c_program"]
 
 Lock = Mutex | RWLock | Condition
-FUTEX = ("202 ", "98 ")
-"""How /proc/PID/syscall begins while it is in futex(2): on x86, and on others."""
 
 
 @pytest.fixture
@@ -550,11 +548,6 @@ def test_writers_first(name: str) -> None:
         assert got == [not prefer]
         lock.unlink()
         lock.close()
-
-
-def sleeps(thread: threading.Thread) -> bool:
-    with open(f"/proc/self/task/{thread.native_id}/syscall") as file:
-        return file.read().startswith(FUTEX)
 
 
 def test_a_dead_writer_is_named(name: str) -> None:

@@ -20,7 +20,7 @@ import warnings
 from collections.abc import Iterator
 
 import pytest
-from shared_helpers import NOBODY, c_program, fresh_name, line_of, program, run
+from shared_helpers import NOBODY, c_program, fresh_name, line_of, program, run, sleeps
 
 from anywire.ipc import Semaphore, semaphore_waits
 from anywire.ipc import semaphore as native
@@ -329,18 +329,13 @@ def test_closing_while_a_thread_waits(name: str) -> None:
 
     thread = threading.Thread(target=wait)
     thread.start()
-    while not waited_in(thread):
+    while not sleeps(thread):
         time.sleep(0.001)
     waited.close()
     other.release()
     thread.join()
     assert done == [1]
     other.close()
-
-
-def waited_in(thread: threading.Thread) -> bool:
-    with open(f"/proc/self/task/{thread.native_id}/syscall") as file:
-        return file.read().startswith(("202 ", "98 "))
 
 
 def test_collected_while_open(name: str) -> None:

@@ -3,7 +3,8 @@
 
 Any thread that holds the mutex may wait. What can go wrong: waits may end without a reason, so look again (`wait_for` does);
 and a condition is not robust: a notification may be lost with a process that was killed while it waited, so wait with a
-time-out where processes may die. Its clock is the monotonic one.
+time-out where processes may die. A wait that a signal's handler or a cancelled task ends after it was notified passes that
+on. Its clock is the monotonic one.
 """
 from libc.errno cimport ETIMEDOUT
 from libc.stdint cimport int64_t, uint32_t
@@ -122,7 +123,12 @@ cdef class Condition(Lock):
                 if e and e != ETIMEDOUT:
                     fail(e, self.name, "does this thread hold the mutex? does everybody here use the same one?")
                 self.mutex.held = 1
-                PyErr_CheckSignals()
+                try:
+                    PyErr_CheckSignals()
+                except BaseException:
+                    if e == 0:
+                        pthread_cond_signal(&place.c.condition)     # what it was told is the next one's
+                    raise
                 # The main thread comes back to look for signals. A notification that came just then it finds counted; if
                 # a C program did not count it, a wait without a time-out must end, in case.
                 if e == 0 or end < 0 or aw_notifications(place) != seen:
@@ -163,8 +169,7 @@ cdef class Condition(Lock):
         """Wake all who wait."""
         if self.at is NULL:
             self.refuse()
-        aw_count_notification(self.at)
-        pthread_cond_broadcast(&self.at.c.condition)
+        self._wake_all()
 
     # -- in event loops
 
@@ -172,7 +177,13 @@ cdef class Condition(Lock):
         """As `wait`, for a task that took the mutex by `lock_async`. Cancelled, it comes back with the mutex, as always."""
         from anywire.ipc import lock_tasks
 
-        await lock_tasks.wait_by_holder(self.mutex, self.wait, self.notify_all, timeout)
+        await lock_tasks.wait_by_holder(self.mutex, self.wait, self._wake_all, timeout)
+
+    def _wake_all(self):
+        """For a wait that is cancelled; also once it is closed, which does not end waits."""
+        if self.place is not NULL:
+            aw_count_notification(self.place)
+            pthread_cond_broadcast(&self.place.c.condition)
 
     async def wait_for_async(self, predicate, timeout=None):
         """As `wait_for`, for a task that took the mutex by `lock_async`. `predicate` is called in the loop's thread."""

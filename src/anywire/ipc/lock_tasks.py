@@ -2,7 +2,7 @@
 
 A lock of the C library belongs to a thread. So a task that takes one gets a helper thread, which takes it, holds it,
 waits at a condition with it, and gives it back; others of the process can't unlock it, nor can other tasks. Of all
-tasks that wait for one lock in one loop, only the first occupies a thread. Idle threads are kept for the next.
+tasks that wait for one lock in one loop, only the first occupies a thread.
 
 A task that is cancelled while its thread waits for a lock goes on at once; the thread, which can't be interrupted,
 unlocks as soon as it gets the lock. If what it gets then is OwnerDied, the thread ends with the lock in its hands, so
@@ -17,14 +17,11 @@ import os
 import threading
 import weakref
 from collections.abc import Callable
-from queue import SimpleQueue
 from typing import Any
 
 from anywire.ipc._lock import Lock
+from anywire.ipc.helpers import Helper, claim
 from anywire.ipc.mutex import OwnerDied
-
-IDLE = 4
-"""Threads that are kept for the next task."""
 
 
 class _Job:
@@ -42,8 +39,8 @@ class _Job:
         self.value: Any = None
         self.error: BaseException | None = None
 
-    def run(self) -> bool:
-        """On the thread; whether it may go on to live."""
+    def run(self) -> object:
+        """On the thread."""
         try:
             self.value = self.function(*self.arguments)
         except BaseException as error:
@@ -53,69 +50,41 @@ class _Job:
             if not self.given_up:
                 try:
                     self.loop.call_soon_threadsafe(self.wake)
-                    return True
+                    return None
                 except RuntimeError:  # the loop was closed: nobody will ever unlock
                     self.given_up = True
         return self.take_back()
 
-    def take_back(self) -> bool:
+    def take_back(self) -> object:
         if self.undo is not None:
             if isinstance(self.error, OwnerDied):
-                return False
+                return Helper.END
             if self.error is None:
                 self.undo()
-        return True
+        return None
 
     def wake(self) -> None:
         if not self.future.done():
             self.future.set_result(None)
 
 
-class _Worker(threading.Thread):
-    """A thread that does jobs, one after another."""
-
-    def __init__(self) -> None:
-        super().__init__(name="anywire-lock", daemon=True)
-        self.jobs: SimpleQueue[_Job | Callable[[], bool]] = SimpleQueue()
-        self.start()
-
-    def run(self) -> None:
-        while True:
-            job = self.jobs.get()
-            if not (job.run() if isinstance(job, _Job) else job()):
-                return
-            del job
-
-    def rest(self) -> None:
-        """After what is still to be done: be there for others, or end."""
-        self.jobs.put(self.retire)
-
-    def retire(self) -> bool:
-        if len(_idle) < IDLE:
-            _idle.append(self)
-            return True
-        return False
-
-    async def call(
-        self, function: Callable[..., Any], *arguments: Any, undo: Callable[[], object] | None = None
-    ) -> Any:
-        """The outcome of a call on the thread. Cancelled: the call goes on, and `undo` is called if it succeeded."""
-        job = _Job(function, arguments, undo)
-        self.jobs.put(job)
-        try:
-            await job.future
-        except BaseException:
-            with job.lock:
-                finished, job.given_up = job.finished, True
-            if finished:
-                self.jobs.put(job.take_back)
-            raise
-        if job.error is not None:
-            raise job.error
-        return job.value
-
-
-_idle: list[_Worker] = []
+async def _call(
+    helper: Helper, function: Callable[..., Any], *arguments: Any, undo: Callable[[], object] | None = None
+) -> Any:
+    """The outcome of a call on the thread. Cancelled: the call goes on, and `undo` is called if it succeeded."""
+    job = _Job(function, arguments, undo)
+    helper.do(job.run)
+    try:
+        await job.future
+    except BaseException:
+        with job.lock:
+            finished, job.given_up = job.finished, True
+        if finished:
+            helper.do(job.take_back)
+        raise
+    if job.error is not None:
+        raise job.error
+    return job.value
 
 
 class _Side:
@@ -123,7 +92,7 @@ class _Side:
 
     def __init__(self) -> None:
         self.gate = asyncio.Lock()  # who has it waits for the lock in a thread; the others wait here
-        self.holders: dict[asyncio.Task[Any] | None, _Worker] = {}
+        self.holders: dict[asyncio.Task[Any] | None, Helper] = {}
 
 
 def _side(lock: Lock) -> _Side:
@@ -160,11 +129,11 @@ async def take(
                 await side.gate.acquire()
         except TimeoutError:
             raise _timed_out(lock, timeout) from None
-        worker = _idle.pop() if _idle else _Worker()
+        worker = claim()
         try:
             left = None if end is None else max(0.0, end - loop.time())
             try:
-                await worker.call(function, left, undo=getattr(lock, "unlock", None))
+                await _call(worker, function, left, undo=getattr(lock, "unlock", None))
             except OwnerDied:
                 side.holders[task] = worker
                 raise
@@ -185,23 +154,23 @@ async def give(lock: Lock, function: Callable[[], object]) -> None:
     worker = _holder(lock, side, task)
     del side.holders[task]
     try:
-        await worker.call(function)
+        await _call(worker, function)
     finally:
         worker.rest()
 
 
 async def by_holder(lock: Lock, function: Callable[..., Any], *arguments: Any) -> Any:
     """Call something on the thread that holds the lock for this task."""
-    return await _holder(lock, _side(lock), asyncio.current_task()).call(function, *arguments)
+    return await _call(_holder(lock, _side(lock), asyncio.current_task()), function, *arguments)
 
 
 async def wait_by_holder(
     lock: Lock, function: Callable[..., Any], interrupt: Callable[[], object], *arguments: Any
 ) -> Any:
-    """The same for a call that waits at a condition: it always comes back with the lock. Cancelled, it is woken by
-    `interrupt` until it has, and then the task is."""
+    """The same for a call that waits at a condition: it always comes back with the lock. Cancelled, all who wait are
+    woken by `interrupt` until it has, and then the task is: what this one was notified of, another one looks at."""
     worker = _holder(lock, _side(lock), asyncio.current_task())
-    waiting = asyncio.ensure_future(worker.call(function, *arguments))
+    waiting = asyncio.ensure_future(_call(worker, function, *arguments))
     cancelled: asyncio.CancelledError | None = None
     while not waiting.done():
         try:
@@ -213,19 +182,13 @@ async def wait_by_holder(
             interrupt()
     if cancelled is not None:
         waiting.exception()
+        interrupt()
         raise cancelled
     return waiting.result()
 
 
-def _holder(lock: Lock, side: _Side, task: asyncio.Task[Any] | None) -> _Worker:
+def _holder(lock: Lock, side: _Side, task: asyncio.Task[Any] | None) -> Helper:
     if task not in side.holders:
         why = f"{os.strerror(errno.EPERM)}: this task does not hold it: the task that locks it unlocks it"
         raise PermissionError(errno.EPERM, why, lock.name)
     return side.holders[task]
-
-
-def _after_fork() -> None:
-    _idle.clear()
-
-
-os.register_at_fork(after_in_child=_after_fork)
