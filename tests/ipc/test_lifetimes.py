@@ -16,8 +16,11 @@ from ipc_children import PATIENCE, line, started
 
 PAGE = Path(__file__).resolve().parents[2] / "docs/how-to/ipc-lifetimes.md"
 HEAD = """
-import glob, json, os, socket, sys
-from anywire.ipc import EventFd, Fifo, FileLock, MessageQueue, Process, Semaphore, SharedMemory, pipe, sysv
+import glob, json, os, random, signal, socket, sys
+from anywire.ipc import (
+    Condition, EventFd, Fifo, FileLock, MessageQueue, Mutex, OwnerDied, RWLock, Semaphore, SharedMemory, SignalQueue,
+    TimerFd, Watch, pipe, sysv,
+)
 tag, directory = sys.argv[1:3]
 name = "/" + tag
 key = int(tag.rpartition("-")[2]) * 4 + 0x20000000
@@ -33,11 +36,11 @@ def link(text):                                     # whether any process has a 
         except OSError:
             pass
     return False
-def eventfd(count):                                 # the system's numbers for them are used again at once
+def descriptor(text):                               # whether any process has one of which /proc says this
     for place in glob.glob("/proc/[0-9]*/fdinfo/*"):
         try:
             with open(place) as file:
-                if f"eventfd-count: {count:16x}" in file.read():
+                if text in file.read():
                     return True
         except OSError:
             pass
@@ -57,6 +60,18 @@ def locked():
         return True
     lock.release()
     return False
+def mutex_held():
+    mutex = Mutex.open(name + "-mutex")
+    try:
+        free = mutex.try_lock()
+    except OwnerDied:
+        mutex.mark_consistent()
+        free = True
+    if free:
+        mutex.unlock()
+    return not free
+def written():
+    return not RWLock.open(name + "-written").try_read_lock()
 def bytes_in(fifo):
     with fifo.open_reader() as reader:
         return reader.pending == 4
@@ -129,12 +144,42 @@ ROWS = {
         "f.unlink(); assert r.read(timeout=0) == b'x'",
     ),
     "EventFd, its count": Row(
-        "told = int.from_bytes(os.urandom(7)); keep(EventFd(told))", "eventfd(told)",
+        "count = int.from_bytes(os.urandom(7)); told = f'eventfd-count: {count:16x}'; keep(EventFd(count))",
+        "descriptor(told)",                                 # their numbers are used again at once
+    ),
+    "TimerFd, what it is set to": Row(
+        "every = random.randrange(10**9, 10**15); keep(TimerFd()).set(3600, every=every / 1e9); "
+        "told = f'it_interval: ({every // 10**9}, '",
+        "descriptor(told)",
+    ),
+    "SignalQueue, signals that wait in it": Row(
+        "numbers = random.sample(range(signal.SIGRTMIN, signal.SIGRTMAX), 6); keep(SignalQueue(*numbers)); "
+        "told = f'sigmask:\\t{sum(1 << number - 1 for number in numbers):016x}'",
+        "descriptor(told)",
+    ),
+    "Watch, changes that wait in it": Row(
+        "keep(Watch(directory)); told = f' ino:{os.stat(directory).st_ino:x} '", "descriptor(told)",
     ),
     "abstract Unix socket": Row(
         "s = keep(socket.socket(socket.AF_UNIX)); s.bind('\\0' + tag); s.listen()", "connects()",
     ),
     "FileLock": Row("keep(FileLock(directory + '/lock')).acquire()", "locked()"),
+    "Mutex, Condition and RWLock, with a name": Row(
+        "m = keep(Mutex.create(name + '-mutex')); keep(Condition.create(name + '-condition', m)); "
+        "keep(RWLock.create(name + '-rwlock'))",
+        "[Condition.open(name + '-condition', Mutex.open(name + '-mutex')), RWLock.open(name + '-rwlock')]",
+        "m = keep(Mutex.open(name + '-mutex')); c = keep(Condition.open(name + '-condition', m)); "
+        "l = keep(RWLock.open(name + '-rwlock')); "
+        "[each.unlink() for each in (m, c, l)]; "
+        "m.lock(0); c.notify(); m.unlock(); l.write_lock(0); l.unlock()",
+    ),
+    "that a Mutex is held": Row("kept[-3].lock()", "mutex_held()"),
+    "that an RWLock is held": Row(
+        "keep(RWLock.create(name + '-written')).write_lock()",
+        "written()",
+        "l = keep(RWLock.open(name + '-written')); RWLock.unlink(name + '-written'); "
+        "assert l.abandoned",
+    ),
 }
 
 
