@@ -57,7 +57,7 @@ build: $(VENV)/.built
 
 # The interpreter itself isn't instrumented, so the runtime comes first by LD_PRELOAD, and its own allocator (which hides
 # small overruns) and its leaks (objects that live until exit) are left out. A report of any process fails the target.
-SANITIZE_TESTS ?= tests/engine tests/loop tests/framing tests/contract tests/wires tests/native tests/conformance tests/multiprocessing/test_queues.py
+SANITIZE_TESTS ?= tests/engine tests/loop tests/framing tests/contract tests/wires tests/native tests/conformance tests/ipc tests/multiprocessing/test_queues.py
 sanitize:
 	@$(MAKE) --no-print-directory VENV=.venv-sanitize MESON_ARGS="-Csetup-args=-Db_sanitize=address,undefined \
 		-Csetup-args=-Db_lundef=false -Csetup-args=-Doptimization=1" .venv-sanitize/.built .venv-sanitize/.group-test
@@ -77,7 +77,7 @@ integration: $(VENV)/.built $(VENV)/.group-integration
 # Threads that share memory, under ThreadSanitizer. The interpreter's own accesses aren't seen, its locks are (the runtime
 # comes by LD_PRELOAD): what is reported is native code that touches shared memory outside the GIL. The ring of the
 # shared-memory wire is tested as C alone, RACES_SCALE times as long as by `make test`.
-RACES_TESTS ?= tests/native/test_threads.py tests/native/test_ring.py tests/native/test_queue_threads.py
+RACES_TESTS ?= tests/native/test_threads.py tests/native/test_ring.py tests/native/test_queue_threads.py tests/native/test_lock_threads.py
 RACES_SCALE ?= 20
 races:
 	@$(MAKE) --no-print-directory VENV=.venv-races MESON_ARGS="-Csetup-args=-Db_sanitize=thread \
