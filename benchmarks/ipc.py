@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from anywire import sync
 from anywire.cli.measure import turns
 from anywire.ipc import MessageQueue, Mutex, Semaphore, sysv
 from benchmarks.harness import CLIENT_CORE, SERVER_CORE, Report, options
@@ -344,8 +345,60 @@ def locks(report: Report, rounds: int, seconds: float) -> None:
     report.claim(what, ours / both, 1.5, at_most=True)
 
 
+# --- the wires on queues ---------------------------------------------------------------------------------------------
+
+
+def channels(scheme: str, message: bytes, count: int, core: int) -> float:
+    """The round trips of a blocking channel over a pair of queues."""
+    some = secrets.randbelow(1 << 24)
+    place = f"mq:///anywire-bench-{some}?depth=10&" if scheme == "mq" else f"sysv://{0x44000000 | some:#x}?"
+    address = f"{place}reply=true"
+
+    def echo() -> None:
+        with sync.listen(address) as listener, listener.accept() as channel:
+            for _ in range(count + 1):
+                channel.send(channel.recv())
+            channel.recv()                          # nobody but the other side knows when it has all
+
+    pid = beside(echo, core)
+    try:
+        with sync.connect(address, wait=10) as channel:
+            channel.send(message)
+            channel.recv()
+            start = time.perf_counter()
+            for _ in range(count):
+                channel.send(message)
+                channel.recv()
+            took = time.perf_counter() - start
+            channel.send(b"that was all")
+            os.waitpid(pid, 0)
+    except BaseException:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        raise
+    return count / took
+
+
+def wires(report: Report, rounds: int, seconds: float) -> None:
+    sides: list[tuple[str, Callable[[str], Ends], str, bool]] = [
+        ("mq", posix_queue, POSIX, posix_ipc is not None), ("sysv", sysv_queue, SYSV, sysv_ipc is not None),
+    ]
+    for scheme, queue, peer, here in sides:
+        for where, core in (("one CPU", CLIENT_CORE), ("two CPUs", SERVER_CORE)):
+            def measure(
+                name: str, count: int, scheme: str = scheme, queue: Callable[[str], Ends] = queue, core: int = core
+            ) -> float:
+                if name == OURS:
+                    return channels(scheme, bytes(64), count, core)
+                return round_trips(queue, name, bytes(64), count, core)
+
+            cell = f"{scheme}:// 64 B there and back, {where}, of bare queues"
+            compare(report, cell, peer, here, rounds, measure, max(100, int(ROUND_TRIPS * seconds)))
+
+
 SECTIONS = {
     "message_queues": message_queues, "system_v": system_v, "semaphores": semaphores, "locks": locks,
+    "wires": wires,
 }
 
 

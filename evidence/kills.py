@@ -1,6 +1,6 @@
 """kill -9, thousands of times: what the survivor was told against what really arrived.
 
-    python evidence/kills.py [--kills 500] [--wires tcp,unix,seqpacket,fifo,pipe,shm,mq]
+    python evidence/kills.py [--kills 500] [--wires tcp,unix,seqpacket,fifo,pipe,shm,mq,sysv]
 
 Each round starts a receiver in a process of its own, floods it with numbered messages of random sizes, and kills it
 with SIGKILL at a random moment. The receiver counts in shared memory what its application was handed, so the truth
@@ -13,9 +13,9 @@ shm counts what is handed over in memory that survives, so there `unconfirmed` m
 the victim had in its hands; and nothing is left of it: no mapping here, nothing in /dev/shm, no socket's name. What the
 victim had published is still received in order: its answers, after its death.
 
-mq is checked in both directions, since its kernel keeps what was sent. A sender is killed in mid-send: all that was
-sent comes whole and in order, to the one message that it had no time to count. A listener is killed: what it had not
-received is still in the queue for the next one, in order, to the one message that it had in its hands.
+mq and sysv are checked in both directions, since their kernel keeps what was sent. A sender is killed in mid-send: all
+that was sent comes whole and in order, to the one message that it had no time to count. A listener is killed: what it
+had not received is still in the queue for the next one, in order, to the one message that it had in its hands.
 
 fifo is `?reply=true`: one way, nothing tells what a reader took. On seqpacket nothing confirms either, so there
 `unconfirmed` is all that was accepted; that the loss is told at once holds there too.
@@ -38,12 +38,15 @@ from collections.abc import Callable
 import anywire
 import anywire.sync
 from anywire.contract.errors import PeerLost
-from anywire.ipc import MessageQueue
+from anywire.ipc import MessageQueue, sysv
 from anywire.wires.mq import name_of
 
 COUNT = struct.Struct("<Q")
 LARGEST = 200_000
-MQ = f"mq:///anywire-kills-{os.getpid()}?depth=8&message_size=8192"
+QUEUES = {
+    "mq": f"mq:///anywire-kills-{os.getpid()}?depth=8&message_size=8192",
+    "sysv": f"sysv://{0x43000000 | os.getpid():#x}",
+}
 
 
 def receive(shared: mmap.mmap, channel: anywire.sync.Channel, answers: bool) -> None:
@@ -105,8 +108,8 @@ def one(wire: str, seed: int, shared: mmap.mmap) -> dict[str, float]:
     """One kill; raises AssertionError when a promise did not hold."""
     rng = random.Random(seed)
     shared[:8] = COUNT.pack(0)
-    if wire == "mq":
-        return (killed_sender if rng.random() < 0.5 else killed_listener)(rng, shared)
+    if wire in QUEUES:
+        return (killed_sender if rng.random() < 0.5 else killed_listener)(QUEUES[wire], rng, shared)
     answers = rng.random() < 0.5
     pid, channel = start(wire, shared, answers)
     killed = mmap.mmap(-1, 8)
@@ -188,18 +191,18 @@ def dead(pid: int) -> bool:
     return bool(done)
 
 
-def killed_sender(rng: random.Random, shared: mmap.mmap) -> dict[str, float]:
-    """mq: its messages against what it had counted."""
+def killed_sender(address: str, rng: random.Random, shared: mmap.mmap) -> dict[str, float]:
+    """mq, sysv: its messages against what it had counted."""
 
     def send() -> None:
-        channel = anywire.sync.connect(MQ, wait=20)
+        channel = anywire.sync.connect(address, wait=20)
         for number in range(1 << 40):
             channel.send(in_queue(number))
             shared[:8] = COUNT.pack(number + 1)
 
     pid = victim(send)
     got, over = 0, False
-    with anywire.sync.listen(MQ) as listener, mmap.mmap(-1, 8) as killed:
+    with anywire.sync.listen(address) as listener, mmap.mmap(-1, 8) as killed:
         killer = kill_later(rng, pid, killed)
         channel = None
         while not over:
@@ -220,16 +223,16 @@ def killed_sender(rng: random.Random, shared: mmap.mmap) -> dict[str, float]:
     return {"accepted": got, "unconfirmed": 0, "knew": 0.0}
 
 
-def killed_listener(rng: random.Random, shared: mmap.mmap) -> dict[str, float]:
-    """mq: what it had received and what is left against what was sent."""
+def killed_listener(address: str, rng: random.Random, shared: mmap.mmap) -> dict[str, float]:
+    """mq, sysv: what it had received and what is left against what was sent."""
 
     def receive_all() -> None:
-        for number, message in enumerate(anywire.sync.listen(MQ).accept()):
+        for number, message in enumerate(anywire.sync.listen(address).accept()):
             assert message == in_queue(number), number
             shared[:8] = COUNT.pack(number + 1)
 
     pid = victim(receive_all)
-    with anywire.sync.connect(MQ, wait=20) as channel, mmap.mmap(-1, 8) as killed:
+    with anywire.sync.connect(address, wait=20) as channel, mmap.mmap(-1, 8) as killed:
         killer = kill_later(rng, pid, killed)
         accepted = 0
         while True:
@@ -239,12 +242,16 @@ def killed_listener(rng: random.Random, shared: mmap.mmap) -> dict[str, float]:
             except TimeoutError:                               # full, so perhaps nobody receives any more
                 if dead(pid):
                     break
+        accepted += channel.try_send(in_queue(accepted))       # it may have emptied the queue just before it died
         os.waitpid(killer, 0)
     (received,) = COUNT.unpack(shared[:8])
-    with anywire.sync.listen(MQ) as listener, listener.accept(timeout=20) as channel:
+    with anywire.sync.listen(address) as listener, listener.accept(timeout=20) as channel:
         left = drain(channel)
         assert left == [in_queue(number) for number in range(accepted - len(left), accepted)], (accepted, len(left))
-    MessageQueue.unlink(name_of(channel.address))              # it was there before this listener, so it stayed
+    if address.startswith("mq:"):                              # it was there before this listener, so it stayed
+        MessageQueue.unlink(name_of(channel.address))
+    else:
+        sysv.MessageQueue.unlink(int(channel.address.host, 16))
     assert received <= accepted - len(left) <= received + 1, (received, accepted, len(left))
     return {"accepted": accepted, "unconfirmed": 0, "knew": 0.0}
 
@@ -271,7 +278,7 @@ def drain(channel: anywire.sync.Channel) -> list[bytes]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=500, help="for each wire (500)")
-    parser.add_argument("--wires", default="tcp,unix,seqpacket,fifo,pipe,shm,mq")
+    parser.add_argument("--wires", default="tcp,unix,seqpacket,fifo,pipe,shm,mq,sysv")
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
     shared = mmap.mmap(-1, 4096)
@@ -289,7 +296,7 @@ def main() -> None:
         left = len(os.listdir("/proc/self/fd")) - descriptors
         failed |= left != 0
         many = f"{wire:9} {len(rows)} kills: {sum(row['accepted'] for row in rows):.0f} messages"
-        if wire == "mq":
+        if wire in QUEUES:
             print(f"{many} sent, none torn, lost or doubled; descriptors left: {left}")
             continue
         knew = sorted(row["knew"] for row in rows)

@@ -28,6 +28,7 @@ ADDRESSES = {
     "fifo-one-way": "fifo://{directory}/leaks",
     "fifo-many": "fifo://{directory}/leaks?writers=many",
     "mq": f"mq:///anywire-leaks-{os.getpid()}?reply=true&depth=4&message_size=1000",
+    "sysv": f"sysv://{0x41000000 | os.getpid():#x}?reply=true&max_bytes=1000",
     "tcp": "tcp://127.0.0.1:0",
     "tls": "tls://127.0.0.1:0",
     "udp": "udp",

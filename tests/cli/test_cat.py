@@ -22,7 +22,7 @@ from anywire.cli.certificates import make as make_certificates
 from anywire.contract.address import Address
 from anywire.contract.errors import EndOfChannel, PeerLost, TimedOut
 from anywire.contract.wire import wire_for
-from anywire.ipc import MessageQueue
+from anywire.ipc import MessageQueue, sysv
 
 WIRES = [
     "tcp://127.0.0.1:0",
@@ -178,6 +178,20 @@ def test_lines_are_the_messages_of_a_queue(queue_name: str) -> None:
         assert long.returncode == 1 and long.stderr.count(b"\n") == 1 and b"message_size" in long.stderr
         queue.send(b"from elsewhere")
         with listening("--lines", "--linger", "0.2", f"mq://{queue_name}") as (server, _):
+            assert finish(server)[0] == b"from elsewhere\n"
+            assert server.returncode == 0
+
+
+def test_lines_are_the_messages_of_a_system_v_queue() -> None:
+    with sysv.MessageQueue.create(None, owner=True) as queue:
+        address = f"sysv://{queue.key:#x}"
+        client = run("cat", "--lines", "-o", "type=7", address, stdin=b"one\n\nthree\n")
+        assert (client.returncode, client.stderr) == (0, b"")
+        assert [queue.recv(block=False) for _ in range(3)] == [(b"one", 7), (b"", 7), (b"three", 7)]
+        long = run("cat", "--lines", address, stdin=bytes(sysv.limits().msgmax + 1))
+        assert long.returncode == 1 and long.stderr.count(b"\n") == 1 and b"sysctl -w kernel.msgmax=" in long.stderr
+        queue.send(b"from elsewhere", 5)
+        with listening("--lines", "--linger", "0.2", address) as (server, _):
             assert finish(server)[0] == b"from elsewhere\n"
             assert server.returncode == 0
 

@@ -135,12 +135,19 @@ def pair_of(wire: str) -> str:
     """The key in PAIRS of a wire whose cycles make both ends anew; "" for those that have a server for all cycles."""
     if wire.startswith("fifo:") and "reply=true" not in wire:
         return "fifo-many" if "writers=many" in wire else "fifo-one-way"
-    if wire.startswith("mq:"):
-        return "mq"
+    if wire.startswith(("mq:", "sysv:")):
+        return wire.partition(":")[0]
     return wire if wire in ("pipe", "udp") else ""
 
 
 Options = dict[str, Any]
+QUARTER = bytes(250)
+"""Of a queue of four messages, or of 1000 bytes."""
+
+
+def mark(wire: str) -> Options:
+    """What the messages of a queue's sender may have."""
+    return {"priority": 3} if wire.startswith("mq:") else {"type": 3}
 
 
 def identity(wire: str, directory: str) -> tuple[Options, Options]:
@@ -404,11 +411,11 @@ async def a_queue(wire: str) -> None:
 async def a_full_queue(wire: str) -> None:
     """One way; what was sent is not all received, and what does not fit is cancelled."""
     async with anywire.listen(wire.replace("reply=true", "reply=false")) as listener:
-        sender = await anywire.connect(listener.addresses[0], priority=3)
-        await sender.send_many([b"1", b"2", b"3", b"4"])
+        sender = await anywire.connect(listener.addresses[0], **mark(wire))
+        await sender.send_many([QUARTER] * 4)
         await a_cancelled(sender.send(b"5"))
         reader = await listener.accept()
-        assert await reader.recv() == b"1"
+        assert await reader.recv() == QUARTER
         reader.abort()
         sender.abort()
     with contextlib.suppress(anywire.Refused):
@@ -423,6 +430,7 @@ ASYNC_PAIRS = {
     "fifo-one-way": [a_writer, a_lost_writer, a_writer_of_bytes],
     "fifo-many": [a_crowd, a_lost_crowd],
     "mq": [a_queue, a_full_queue],
+    "sysv": [a_queue, a_full_queue],
 }
 
 
@@ -709,12 +717,12 @@ def queue(wire: str) -> None:
 
 def full_queue(wire: str) -> None:
     with sync.listen(wire.replace("reply=true", "reply=false")) as listener:
-        sender = sync.connect(listener.addresses[0], priority=3)
-        sender.send_many([b"1", b"2", b"3", b"4"])
+        sender = sync.connect(listener.addresses[0], **mark(wire))
+        sender.send_many([QUARTER] * 4)
         with contextlib.suppress(anywire.TimedOut):
             sender.send(b"5", timeout=0)
         reader = listener.accept()
-        assert reader.recv() == b"1"
+        assert reader.recv() == QUARTER
         reader.abort()
         sender.abort()
     with contextlib.suppress(anywire.Refused):
@@ -727,6 +735,7 @@ PAIRS = {
     "fifo-one-way": [writer, lost_writer, writer_of_bytes],
     "fifo-many": [crowd, lost_crowd],
     "mq": [queue, full_queue],
+    "sysv": [queue, full_queue],
 }
 
 

@@ -23,12 +23,13 @@ WIRES = {
     "fifo-one-way": "fifo://{directory}/leaks",
     "fifo-many": "fifo://{directory}/leaks?writers=many",
     "mq": "mq:///anywire-leaks-{pid}?reply=true&depth=4&message_size=1000",
+    "sysv": "sysv://{key:#x}?reply=true&max_bytes=1000",
     "tcp": "tcp://127.0.0.1:0",
     "tls": "tls://127.0.0.1:0",
     "udp": "udp",
     "pipe": "pipe",
 }
-SLOWER = {"tls": 1.5, "udp": 4, "pipe": 2, "fifo-one-way": 2, "fifo-many": 2, "mq": 2}
+SLOWER = {"tls": 1.5, "udp": 4, "pipe": 2, "fifo-one-way": 2, "fifo-many": 2, "mq": 2, "sysv": 2}
 """By how much fewer cycles are made of these, which are slower or have fewer ways."""
 LEFT_TO_CI = {"unix", "seqpacket", "tls", "udp", "fifo", "fifo-one-way", "fifo-many"}
 """Those that take longest; what is native in them is tested by others, too."""
@@ -79,7 +80,7 @@ def leaking(address: str, front: str, cycles: int, *more: str) -> dict[str, dict
     "wire", [pytest.param(wire, marks=pytest.mark.slow if wire in LEFT_TO_CI else ()) for wire in WIRES]
 )
 def test_nothing_is_left_of_hundreds_of_connections(wire: str, front: str, tmp_path: Path) -> None:
-    address = WIRES[wire].format(pid=os.getpid(), directory=tmp_path)
+    address = WIRES[wire].format(pid=os.getpid(), key=0x42000000 | os.getpid(), directory=tmp_path)
     cycles = int(CYCLES / SLOWER.get(wire, 1))
     found = leaking(address, front, cycles)
     if found:

@@ -252,6 +252,15 @@ def test_a_sender_killed_while_it_waits_for_room_leaves_nothing_torn(key: int, f
     assert queue.recv(block=False) == (b"on it goes", 1)
 
 
+def test_kills_at_random_moments() -> None:
+    """Of senders and listeners; `make evidence` makes thousands."""
+    program = Path(__file__).resolve().parents[2] / "evidence" / "kills.py"
+    command = [sys.executable, "-W", "ignore", str(program), "--wires", "sysv", "--kills", "30"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "30 kills" in done.stdout and "descriptors left: 0" in done.stdout
+
+
 def test_the_mode_is_that_of_the_queues(key: int) -> None:
     with sync.listen(f"sysv://{key}?mode=0622"):
         assert MessageQueue.open(key).stat().mode & 0o777 == 0o622

@@ -27,7 +27,7 @@ from anywire.cli.pair import Failed, Pair
 from anywire.cli.parameters import Names, Sizes, loop_option, plot_option
 from anywire.cli.signals import Stopped, die_of, stoppable
 
-WIRES = ("shm", "unix", "seqpacket", "tcp", "tls", "udp", "pipe", "fifo", "mq")
+WIRES = ("shm", "unix", "seqpacket", "tcp", "tls", "udp", "pipe", "fifo", "mq", "sysv")
 FRONTS = ("blocking", "asyncio")
 SIZES = (64, 1 << 10, 64 << 10, 1 << 20)
 PEERS = ("anywire", "pyzmq", "pynng")

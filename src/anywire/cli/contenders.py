@@ -30,7 +30,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from anywire.cli.loops import loop_factory
-from anywire.ipc import MessageQueue
+from anywire.ipc import MessageQueue, sysv
 
 Bytes = bytes | bytearray | memoryview
 Announce = Callable[[str], None]
@@ -86,6 +86,8 @@ def _wires() -> list[Contender]:
             "address": "mq:///{name}?reply=true&depth=6",
             "largest": MessageQueue.limits().msgsize_default,
         },
+        # The key is the directory's.
+        {"name": "sysv", "address": "sysv://{directory}?reply=true", "largest": max(0, sysv.limits().msgmax)},
     ]
     found = []
     for wire in wires:

@@ -181,6 +181,8 @@ class Pump:
         advice = "raise --max-message on both sides"
         if not framing.raw and channel.traits.message_limit == "message_size":
             advice = "pass -o message_size= where the queue is made"
+        elif not framing.raw and channel.traits.message_limit == "kernel.msgmax":
+            advice = "raise sysctl -w kernel.msgmax=, and pass -o max_bytes= where the queue is made"
         for batch in batches(INPUT, framing, 0 if framing.raw else channel.max_message, advice):
             self._had_input = True
             if framing.raw:
