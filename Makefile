@@ -27,13 +27,16 @@ FUZZ_SECONDS ?= 60
 FUZZ_ARGS ?=
 # Passed to Meson, e.g. MESON_ARGS="-Csetup-args=-Db_sanitize=address,undefined"
 MESON_ARGS ?=
+# Where builds with several interpreters share what Cython makes; none by default.
+CYTHON_CACHE_DIR ?=
+export CYTHON_CACHE_DIR
 
 BIN := $(VENV)/bin
 # The build finds meson, ninja and cython on PATH. No prompt may ever wait for an answer.
 export PATH := $(abspath $(BIN)):$(PATH)
 export PIP_NO_INPUT := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
-SOURCES := pyproject.toml meson.build $(shell find src -type f \
+SOURCES := pyproject.toml meson.build meson.options $(shell find src -type f \
 	\( -name '*.py' -o -name '*.pyx' -o -name '*.pxd' -o -name '*.pyi' -o -name '*.h' -o -name 'meson.build' \))
 
 COMPILED := $(subst /,.,$(patsubst src/%.pyx,%,$(sort $(shell find src -name '*.pyx'))))
@@ -151,7 +154,8 @@ $(VENV)/.python:
 # Meson's build directory stays, so only what changed is compiled.
 $(VENV)/.built: $(SOURCES) $(VENV)/.group-build
 	@mkdir -p build
-	@$(BIN)/python -m pip install -qq --no-build-isolation --no-deps -Cbuild-dir=build/$(notdir $(VENV)) $(MESON_ARGS) . \
+	@$(BIN)/python -m pip install -qq --no-build-isolation --no-deps -Cbuild-dir=build/$(notdir $(VENV)) $(MESON_ARGS) \
+		$(if $(CYTHON_CACHE_DIR),-Csetup-args=-Dcache_cython=true) . \
 		> build/$(notdir $(VENV)).log 2>&1 || { cat build/$(notdir $(VENV)).log >&2; exit 1; }
 	@touch $@
 
