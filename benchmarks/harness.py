@@ -32,6 +32,8 @@ SHARED = echoes.NATIVE
 ROOT = Path(__file__).parent.parent
 SERVER_CORE, CLIENT_CORE = cores()
 BUSY = 0.85                         # below this share of a CPU, something else was running on it
+MANY = 8                            # connections under which a server always has work to do, if its client has none
+ATTEMPTS = 4
 
 
 @dataclass
@@ -241,12 +243,24 @@ def load(
     programs: Path, port: int, conns: int, size: int, depth: int, seconds: float, mode: str, pid: int, *more: object
 ) -> dict[str, float]:
     """One run of the load generator against a server on 127.0.0.1: its JSON. more: "rotate" and a number, or "spin"."""
-    return generate(seconds, programs / "echo_client", "127.0.0.1", port, conns, size, depth, seconds, mode, pid, *more)
+    command = (programs / "echo_client", "127.0.0.1", port, conns, size, depth, seconds, mode, pid, *more)
+    return generate(seconds, *command) if conns < MANY or more else undisturbed(seconds, *command)
 
 
 def load_tls(programs: Path, port: int, conns: int, size: int, seconds: float, pid: int) -> dict[str, float]:
     """The same over TLS, with one message under way on each connection."""
-    return generate(seconds, programs / "tls_client", "127.0.0.1", port, conns, size, seconds, pid)
+    return undisturbed(seconds, programs / "tls_client", "127.0.0.1", port, conns, size, seconds, pid)
+
+
+def undisturbed(seconds: float, *command: object) -> dict[str, float]:
+    """A run under many connections, made again when neither side was busy: then others had the CPUs of this virtual
+    machine, and the run says nothing of any server. Of ATTEMPTS the busiest."""
+    runs = []
+    for _ in range(ATTEMPTS):
+        runs.append(generate(seconds, *command))
+        if runs[-1]["busy"] >= BUSY:
+            break
+    return max(runs, key=lambda run: run["busy"])
 
 
 def generate(seconds: float, *command: object) -> dict[str, float]:
