@@ -197,6 +197,9 @@ cdef class MessageQueue(NotifyingQueue):
                 held = True
                 p = <const char*> view.buf
                 n = view.len
+            # A small one is tried first, with the GIL held; a large one releases it anyway, so it may wait at once.
+            if n > SMALL and end < 0 and block and aw_interruptible():
+                return self.put(p, n, level, True)
             if self.put(p, n, level, False) == 0:
                 return 0
             if once:
