@@ -323,6 +323,28 @@ def test_closing_disturbs_nobody_who_has_a_handler_for_the_signal(queue: Message
         signal.signal(signal.SIGURG, old)
 
 
+def test_closing_ends_waits_that_began_at_the_same_moment(name: str) -> None:
+    """Whatever they need to be woken by is made once."""
+    with MessageQueue.create(name, 4, 64, owner=True):
+        for _ in range(30):
+            queue = MessageQueue.open(name)
+            barrier = threading.Barrier(4)
+
+            def work(queue: MessageQueue = queue, barrier: threading.Barrier = barrier) -> bytes:
+                barrier.wait()
+                return queue.recv(60)
+
+            threads = [in_thread(work) for _ in range(4)]
+            before = len(os.listdir("/proc/self/fd"))
+            for thread, _ in threads:
+                blocked(thread)
+            queue.close()
+            for thread, result in threads:
+                thread.join(10)
+                assert result[0].errno == errno.EBADF
+            assert len(os.listdir("/proc/self/fd")) <= before
+
+
 def test_iteration_in_another_thread_ends_when_the_queue_is_closed(queue: MessageQueue) -> None:
     queue.send(b"one")
     thread, result = in_thread(lambda: list(queue))

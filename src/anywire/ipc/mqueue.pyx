@@ -111,7 +111,11 @@ cdef class MessageQueue(NotifyingQueue):
         cdef int64_t rest
         cdef int found, e
         if self.waker < 0:
-            self.waker = os.eventfd(0, os.EFD_CLOEXEC)
+            made = os.eventfd(0, os.EFD_CLOEXEC)               # meanwhile another thread may have made it
+            if self.waker < 0:
+                self.waker = made
+            else:
+                os.close(made)
         while True:
             self.usable()
             with nogil:
