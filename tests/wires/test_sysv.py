@@ -500,6 +500,29 @@ def test_who_is_refused_brings_no_connection_again(key: int) -> None:
     assert len(came) == 3
 
 
+def test_a_bell_that_rings_for_nothing_keeps_nobody_busy(key: int) -> None:
+    async def main() -> None:
+        async with anywire.listen(f"sysv://{key}") as listener, anywire.connect(f"sysv://{key}") as sender:
+            accepting = asyncio.ensure_future(listener.accept())
+            await asyncio.sleep(0.01)                   # its helper's thread waits
+            (acceptor,) = listener._acceptors
+            acceptor.watch.ring()
+            await asyncio.sleep(0.01)
+            used = time.process_time()
+            await asyncio.sleep(0.2)
+            assert time.process_time() - used < 0.1
+            await sender.send(b"x")
+            channel = await asyncio.wait_for(accepting, PATIENCE)
+            acceptor.watch.ring()
+            await asyncio.sleep(0.01)
+            used = time.process_time()
+            await asyncio.sleep(0.2)
+            assert time.process_time() - used < 0.1
+            await channel.close()
+
+    asyncio.run(main())
+
+
 # -- waiting ---
 
 

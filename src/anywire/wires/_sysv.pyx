@@ -57,6 +57,9 @@ cdef enum:
     ROOM = 8192                          # bytes of a buffer at first: kernel.msgmax, unless somebody raised it
     TRIES = 1000                         # signals, about a millisecond apart, to end a call of another thread
 
+cdef int _number = 0                     # the signal that ends a call of another thread
+
+
 cdef struct Message:
     long type
     char data[8]
@@ -232,7 +235,10 @@ cdef class SysvEndpoint(MessageEndpoint):
                 interrupt.end()
 
     cdef int own_thread(self) except -1:
-        return anywire_own_thread(fork_generation(), interrupting_signal())
+        global _number
+        if _number == 0:
+            _number = interrupting_signal()
+        return anywire_own_thread(fork_generation(), _number)
 
     cdef int adopt_output(self) except -1:
         if not self.waiting:

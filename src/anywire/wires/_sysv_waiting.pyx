@@ -101,6 +101,13 @@ cdef class Watch:
     def __dealloc__(self):
         self.close()
 
+    def clear(self):
+        """The descriptor is readable no longer; to be called before one looks at anything that it tells of."""
+        try:
+            os.eventfd_read(self.fd)
+        except BlockingIOError:
+            pass
+
     def look(self):
         """None: there is no message, and the descriptor will be readable when there is one. 0: there is one. Above 0:
         an empty one was taken, of this type. OSError: EIDRM, the queue was removed."""
@@ -108,10 +115,6 @@ cdef class Watch:
         cdef Empty empty
         if self.helper.busy():
             return None
-        try:
-            os.eventfd_read(self.fd)
-        except BlockingIOError:
-            pass
         outcome = self.helper.end()
         if outcome == ANYWIRE_TAKEN:
             return self.helper.state.taken

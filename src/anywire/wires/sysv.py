@@ -265,7 +265,10 @@ class SysvAcceptor(Acceptor):
 
     def accept(self) -> MessageEndpoint | None:
         """The connection, when there is none and something has come."""
-        if self.watch is None or self.reader is not None:
+        if self.watch is None:
+            return None
+        self.watch.clear()
+        if self.reader is not None:
             return None
         try:
             found = self.watch.look()
