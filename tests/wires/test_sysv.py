@@ -641,12 +641,12 @@ def test_a_signal_handler_that_raises_loses_nothing(key: int) -> None:
             with listener.accept(timeout=PATIENCE) as channel:
                 assert channel.recv() == b"x"
                 for timeout in (None, PATIENCE):
-                    signal.setitimer(signal.ITIMER_REAL, 0.01)
                     with pytest.raises(InterruptedError):
+                        signal.setitimer(signal.ITIMER_REAL, 0.01)
                         channel.recv(timeout=timeout)
                     queue.send(bytes(FULL))
-                    signal.setitimer(signal.ITIMER_REAL, 0.01)
                     with pytest.raises(InterruptedError):
+                        signal.setitimer(signal.ITIMER_REAL, 0.01)
                         sender.send(b"not sent", timeout=timeout)
                     assert channel.recv(timeout=timeout) == bytes(FULL)
                     assert queue.depth == 0
