@@ -500,6 +500,35 @@ def test_who_is_refused_brings_no_connection_again(key: int) -> None:
     assert len(came) == 3
 
 
+def test_what_is_there_is_found_without_waiting(key: int) -> None:
+    """Although the helper's thread, which has been told of it, may not have run yet."""
+    queue = MessageQueue.create(key)
+    for number in range(200):
+        with sync.listen(f"sysv://{key}") as listener:
+            with pytest.raises(anywire.TimedOut):
+                listener.accept(timeout=0)
+            queue.send(b"%d" % number)
+            with listener.accept(timeout=0) as channel:
+                assert channel.recv(timeout=0) == b"%d" % number
+
+    async def main() -> None:
+        async with anywire.listen(f"sysv://{key}") as listener:
+            queue.send(b"x")
+            channel = await listener.accept()
+            assert await channel.recv() == b"x"
+            for number in range(200):
+                with pytest.raises(anywire.TimedOut):
+                    await channel.recv(timeout=0)
+                queue.send(b"%d" % number)
+                receiving = channel.recv()
+                with pytest.raises(StopIteration) as returned:      # it does not suspend
+                    receiving.send(None)
+                assert returned.value.value == b"%d" % number
+            await channel.close()
+
+    asyncio.run(main())
+
+
 def test_a_bell_that_rings_for_nothing_keeps_nobody_busy(key: int) -> None:
     async def main() -> None:
         async with anywire.listen(f"sysv://{key}") as listener, anywire.connect(f"sysv://{key}") as sender:

@@ -17,6 +17,7 @@ import os
 
 cdef extern from "anywire/wires/sysv_waiting.h" nogil:
     void anywire_ring(int bell)
+    bint anywire_has_some(int id)
     void anywire_helper_make(anywire_helper* h)
     int anywire_helper_begin(anywire_helper* h, int job, int number)
     bint anywire_helper_busy(anywire_helper* h)
@@ -113,7 +114,8 @@ cdef class Watch:
         an empty one was taken, of this type. OSError: EIDRM, the queue was removed."""
         cdef int outcome
         cdef Empty empty
-        if self.helper.busy():
+        # A thread that waits may have been told of a message without having run yet: then it is asked now.
+        if self.helper.busy() and not anywire_has_some(self.id):
             return None
         outcome = self.helper.end()
         if outcome == ANYWIRE_TAKEN:

@@ -214,6 +214,12 @@ static inline int anywire_send_inside(int* inside, int id, const void* message, 
 
 static inline void anywire_signal(int thread, int number) { syscall(SYS_tgkill, getpid(), thread, number); }
 
+/* Whether the queue has messages, of any type; also if that can't be told. */
+static inline int anywire_has_some(int id) {
+    struct msqid_ds status;
+    return msgctl(id, IPC_STAT, &status) < 0 || status.msg_qnum > 0;
+}
+
 /* 1: no queue has this id any more. Who may not read its status is told so only while there is one. */
 static inline int anywire_gone(int id) {
     struct msqid_ds status;
