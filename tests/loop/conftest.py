@@ -13,6 +13,7 @@ import pytest
 
 import anywire.loop
 import anywire.loop.sockets
+from tests.leftovers import nothing_is_left  # noqa: F401 - for every test here
 
 PATIENCE = 20.0
 WAYS = ("standard", "memory", "direct")

@@ -4,6 +4,7 @@ of asyncio (scripts/asyncio_tests.py) have the rest."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import gc
 import os
@@ -281,6 +282,50 @@ def test_a_report_for_a_closed_descriptor_is_dropped(loop: Loop) -> None:
         loop.remove_reader(end)
     for end in (*first, *second, *kept):
         end.close()
+
+
+@pytest.fixture
+def full() -> Iterator[socket.socket]:
+    """A socket that is not ready for anything: its peer takes nothing and says nothing."""
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    with ours, theirs:
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                ours.send(bytes(1 << 16))
+        yield ours
+
+
+def test_a_cancelled_connect_whose_number_is_used_again(
+    loop: Loop, pair: tuple[socket.socket, socket.socket], full: socket.socket,
+) -> None:
+    """It is connected, and the report is on its way, when the handler of another one cancels it, closes it, and watches
+    a new socket of the same number."""
+    seen: list[str] = []
+    first, feed = pair
+    connecting = socket.socket()
+    connecting.setblocking(False)
+    number = connecting.fileno()
+
+    def give_up() -> None:
+        seen.append("gave up")
+        loop.remove_reader(first)
+        task.cancel()
+        connecting.close()
+        os.dup2(full.fileno(), number)
+        loop.add_writer(number, seen.append, "stale")
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        loop.add_reader(first, give_up)
+        loop.call_soon(feed.send, b"x")                      # before the connect begins, so it is reported before that
+        task = loop.create_task(loop.sock_connect(connecting, listener.getsockname()))
+        turns(loop)
+        assert not task.done() and not seen, "nothing was on its way: the test shows nothing"
+        turns(loop, 3)
+    assert task.cancelled()
+    assert seen == ["gave up"]
+    assert loop.remove_writer(number), "what the cancelled one left took the new one's writer with it"
+    os.close(number)
 
 
 def test_readers_and_writers(loop: Loop, pair: tuple[socket.socket, socket.socket]) -> None:

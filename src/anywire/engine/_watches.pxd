@@ -34,3 +34,4 @@ cdef class Watches:
     cdef int dispatch(self, int count) except -1
     cdef int forget(self, Watcher watcher) except -1
     cdef int rebuild(self) except -1
+    cdef int renew(self, Watcher watcher, uint32_t conditions, uint32_t trigger) except -1

@@ -111,6 +111,20 @@ cdef class Watches:
         watcher.trigger = trigger
         return 0
 
+    cdef int renew(self, Watcher watcher, uint32_t conditions, uint32_t trigger) except -1:
+        """As `modify`, where the number may be a new descriptor's: what is on its way to the watcher is dropped. If the
+        descriptor is the same after all, it is reported again."""
+        cdef uint32_t former = watcher.generation
+        self.generation = 1 if self.generation == 0xFFFFFFFF else self.generation + 1
+        watcher.generation = self.generation
+        try:
+            self.modify(watcher, conditions, trigger)
+        except BaseException:
+            watcher.generation = former
+            raise
+        self.removed += 1                       # so that what is stale now is no reason to rebuild
+        return 0
+
     cdef int remove(self, Watcher watcher) except -1:
         """Watch it no longer; 0 if it wasn't. Before its descriptor is closed, if it can be: see the module."""
         if watcher.slot < 0 or watcher.watches is not self:

@@ -124,8 +124,9 @@ cdef class Descriptors(Schedule):
             raise RuntimeError(f"File descriptor {number} is used by transport {watcher!r}")
         else:
             callbacks = <Callbacks> watcher
-            # Also where nothing changes: the number may be a new descriptor's by now.
-            self.watches.modify(
+            # Also where nothing changes: the number may be a new descriptor's by now, and what is reported of the old one's
+            # is not for the new handler.
+            self.watches.renew(
                 callbacks, WRITE * (writing or callbacks.writer is not None) |
                 READ * (not writing or callbacks.reader is not None or callbacks.waiting is not None), 0)
         if writing:

@@ -1,0 +1,3 @@
+"""What holds for each test of the engine."""
+
+from tests.leftovers import nothing_is_left  # noqa: F401
