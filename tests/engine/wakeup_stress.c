@@ -4,7 +4,10 @@
  *   wakeup_stress KIND COUNT     KIND: eventfd or pipe; COUNT: items a thread
  *
  * Each item is one step of a counter, made just before a wake. The waiting side sleeps only when it has seen all that was
- * there after it drained; if it then sleeps for seconds while something is there, a wake was lost: exit 1.
+ * there after it drained; if it then sleeps for PATIENCE while something is there, a wake was lost: exit 1.
+ *
+ * With -DAMID each drain is also woken just before and just after each of its reads. In the right order those wakes lose
+ * nothing; in the wrong one the first of them is lost for certain, and all that follow.
  */
 #define _GNU_SOURCE
 #include <fcntl.h>
@@ -16,10 +19,28 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/time.h>
+#include <unistd.h>
 
+#ifdef AMID
+static void on_signal(int number);
+
+static ssize_t read_amid_wakes(int fd, void *bytes, size_t size)
+{
+    ssize_t n;
+    on_signal(0);
+    n = read(fd, bytes, size);
+    on_signal(0);
+    return n;
+}
+#define read read_amid_wakes
+#endif
 #include "wakeup.h"
+#undef read
 
 #define THREADS 8
+#ifndef PATIENCE
+#define PATIENCE 2000                       /* ms */
+#endif
 
 static aw_wakeup wakeup;
 static unsigned long made[THREADS + 1];     /* the last one is the signal handler's */
@@ -71,14 +92,17 @@ int main(int count, char **arguments)
     action.sa_flags = SA_RESTART;
     sigaction(SIGALRM, &action, NULL);
     setitimer(ITIMER_REAL, &often, NULL);
+    /* Once alone: what one drain has spoilt, all threads find. */
+    on_signal(0);
+    aw_drain(&wakeup);
     for (i = 0; i < THREADS; i++)
         if (pthread_create(&threads[i], NULL, hammer, &made[i]))
             return 2;
     while (seen < THREADS * each) {
         struct pollfd p = {wakeup.read_fd, POLLIN, 0};
-        int n = poll(&p, 1, 2000);
-        /* 2 s of signals, too: each begins the time anew. */
-        if (n < 0 && errno == EINTR && interrupts++ < 4000)
+        int n = poll(&p, 1, PATIENCE);
+        /* As much of signals, two a millisecond: each begins the time anew. */
+        if (n < 0 && errno == EINTR && interrupts++ < 2 * PATIENCE)
             continue;
         if (n <= 0) {
             printf("a wake was lost: %lu items seen in %lu turns, flag %d\n", seen, turns, wakeup.flag);
