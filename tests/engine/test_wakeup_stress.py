@@ -1,5 +1,5 @@
 """wakeup.h in C alone, where threads really run at the same time: no wake is lost. With the order of its drain turned
-round it must lose one, or this test would show nothing; so that this doesn't hang on luck, wakes come amid the drain."""
+round it must lose one, or this test would show nothing; not by luck, for there wakes come amid each drain."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def run(folder: Path, build: str, text: str, kind: str, count: int, *more: str) 
     command += ["-std=gnu11", "-g", "-pthread", f"-I{folder}", *BUILDS[build], *more, str(HERE / "wakeup_stress.c")]
     done = subprocess.run([*command, "-o", str(program)], capture_output=True, text=True, env=ENVIRONMENT, check=False)
     if build == "thread" and re.search(r"cannot find .*tsan|unsupported option", done.stderr):
-        pytest.skip(f"this compiler has no thread sanitizer here")
+        pytest.skip("this compiler has no thread sanitizer here")
     assert done.returncode == 0, done.stderr
     # ThreadSanitizer's shadow memory leaves no room for some random layouts.
     fixed = ["setarch", "-R"] if shutil.which("setarch") else []
