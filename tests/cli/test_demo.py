@@ -116,6 +116,15 @@ def keys_of(outcome: dict[str, Any]) -> set[str]:
     return found
 
 
+def test_promises_are_shown_with_messages_that_the_wire_takes(tree: Path, temporary: Path) -> None:
+    """A queue of the system has messages of 8 KiB at most."""
+    done = demo("--json", "--wires", "mq", str(tree), temporary=temporary)
+    outcome = json.loads(done.stdout)
+    assert done.returncode == 0, outcome["problems"]
+    (pause,) = [one for one in outcome["promises"] if one["promise"] == "a reader pauses"]
+    assert pause["wire"] == "mq" and pause["held"] and pause["arrived"] == pause["sent"] > 0
+
+
 def test_it_prints_its_twelve_lines_and_one_table(tree: Path, temporary: Path) -> None:
     lines = [line for line in program.text().splitlines() if line.strip()]
     assert len(lines) == 12

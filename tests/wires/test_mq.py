@@ -64,6 +64,45 @@ def test_a_listener_takes_away_what_it_made(name: str) -> None:
         sync.connect(f"mq://{name}")
 
 
+@pytest.mark.parametrize("front", ["async", "blocking"])
+def test_who_is_refused_brings_no_connection_again(name: str, front: str) -> None:
+    """The sender is not known, so its message is what is refused: the one that would bring the connection."""
+    came: list[anywire.Peer] = []
+
+    def authorize(peer: anywire.Peer) -> bool:
+        came.append(peer)
+        return len(came) > 2
+
+    def send() -> None:
+        with sync.connect(f"mq://{name}") as sender:
+            for message in (b"", b"refused", b"admitted"):
+                sender.send(message)
+
+    async def main() -> bytes:
+        async with anywire.listen(f"mq://{name}?depth=4", authorize=authorize) as listener:
+            send()
+            async with await listener.accept(timeout=20) as channel:
+                return await channel.recv()
+
+    if front == "async":
+        assert asyncio.run(main()) == b"admitted"
+    else:
+        with sync.listen(f"mq://{name}?depth=4", authorize=authorize) as listener:
+            send()
+            with listener.accept(timeout=20) as channel:
+                assert channel.recv(timeout=20) == b"admitted"
+    assert [peer.uid for peer in came] == [None] * 3
+
+
+def test_a_queue_that_somebody_else_made_keeps_its_name(name: str) -> None:
+    listener = sync.listen(f"mq://{name}?depth=2")
+    MessageQueue.unlink(name)
+    with MessageQueue.create(name, 2, 10) as other:
+        listener.close()
+        with MessageQueue.open(name) as there:
+            assert os.path.samestat(os.fstat(there.fileno()), os.fstat(other.fileno()))
+
+
 def test_higher_priorities_are_first(name: str) -> None:
     with sync.listen(f"mq://{name}?depth=4") as listener:
         with sync.connect(f"mq://{name}") as low, sync.connect(f"mq://{name}", priority=9) as high:

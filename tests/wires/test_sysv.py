@@ -489,15 +489,34 @@ def test_ends_do_what_they_can(key: int) -> None:
             assert channel.stats().drops == 1
 
 
-def test_who_is_refused_brings_no_connection_again(key: int) -> None:
-    came = []
-    with sync.listen(f"sysv://{key}", authorize=lambda peer: came.append(peer) or len(came) > 2) as listener:
+@pytest.mark.parametrize("front", ["async", "blocking"])
+def test_who_is_refused_brings_no_connection_again(key: int, front: str) -> None:
+    """The sender is not known, so its message is what is refused: the one that would bring the connection."""
+    came: list[anywire.Peer] = []
+
+    def authorize(peer: anywire.Peer) -> bool:
+        came.append(peer)
+        return len(came) > 2
+
+    def send() -> None:
         with sync.connect(f"sysv://{key}") as sender:
             for message in (b"", b"refused", b"admitted"):
                 sender.send(message)
-        with listener.accept(timeout=PATIENCE) as channel:
-            assert channel.recv(timeout=PATIENCE) == b"admitted"
-    assert len(came) == 3
+
+    async def main() -> bytes:
+        async with anywire.listen(f"sysv://{key}", authorize=authorize) as listener:
+            send()
+            async with await listener.accept(timeout=PATIENCE) as channel:
+                return await channel.recv()
+
+    if front == "async":
+        assert asyncio.run(main()) == b"admitted"
+    else:
+        with sync.listen(f"sysv://{key}", authorize=authorize) as listener:
+            send()
+            with listener.accept(timeout=PATIENCE) as channel:
+                assert channel.recv(timeout=PATIENCE) == b"admitted"
+    assert [peer.uid for peer in came] == [None] * 3
 
 
 def test_what_is_there_is_found_without_waiting(key: int) -> None:

@@ -144,6 +144,14 @@ cdef class QueueEndpoint(MessageEndpoint):
         if self.event >= 0:
             os.eventfd_write(self.event, 1)
 
+    def refuse(self):
+        """Nobody here may write: the message that came goes, for it would only bring this connection again."""
+        try:
+            if self.receiver is not None and self.receiver._try_recv() is not None:
+                self.slot.drops += 1
+        finally:
+            self.release()
+
     def release(self):
         """What was not received stays in the queue."""
         if self.closed:

@@ -35,7 +35,7 @@ from anywire.cli.signals import run
 KILL_AFTER = 2000               # messages that the server has taken when it is killed
 NUMBERED = 1024                 # bytes of such a message
 CANCELS = 10_000
-BLOCK = 64 << 10                # bytes of a message to the reader that pauses
+BLOCK = 64 << 10                # bytes of a message to the reader that pauses, where the wire takes so large ones
 FLAT = 8 << 20                  # bytes a process may grow while the reader pauses
 WAITED = 0.8                    # the share of the pause for which the sender must have waited
 PATIENCE = 10.0                 # seconds
@@ -152,17 +152,22 @@ def pause(place: Place, server: ServerProcess, seconds: float, tick: Tick) -> tu
     waited, grew = figures["waited_s"] >= seconds * WAITED, max(figures["grew"], figures["reader_grew"])
     arrived = figures["arrived"] == figures["sent"] and figures["in_order"]
     seen = (
-        f"paused {seconds:g} s: the sender waited {figures['waited_s']:.1f} s after {figures['ahead'] / 1e6:.1f} MB; "
+        f"paused {seconds:g} s: the sender waited {figures['waited_s']:.1f} s after {_amount(figures['ahead'])}; "
         f"memory {'flat' if grew <= FLAT else 'grew'} ({grew / 1e6:+.1f} MB); then "
         f"{'all' if arrived else 'NOT all'} {figures['sent']:,} messages arrived in order"
     )
     return waited and grew <= FLAT and arrived, seen, figures
 
 
+def _amount(size: int) -> str:
+    return f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"
+
+
 async def _send_to_sleeper(address: str, reader: int, seconds: float, tick: Tick) -> dict[str, Any]:
-    block = bytes(BLOCK - 8)
     sent, ahead, waited = 0, 0, 0.0
     async with anywire.connect(address) as channel:
+        size = min(BLOCK, channel.max_message)      # the queues of the system have messages of 8 KiB at most
+        block = bytes(size - 8)
         await channel.send(str(seconds).encode())
         await channel.recv()
         before, reader_before = memory(), memory(reader)
@@ -184,7 +189,7 @@ async def _send_to_sleeper(address: str, reader: int, seconds: float, tick: Tick
                     await channel.send(sent.to_bytes(8, "big") + block)
                     took = time.perf_counter() - asked
                     if took > waited:       # the one wait that the pause makes
-                        waited, ahead = took, sent * BLOCK
+                        waited, ahead = took, sent * size
                     sent += 1
                 await channel.send(b"")
                 answer = json.loads(await channel.recv())
