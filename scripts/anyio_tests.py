@@ -132,6 +132,8 @@ def run(source: Path, patterns: list[str], loop: str) -> int:
         f"{len(unexpected)} failed, {len(excepted)} are exceptions, {len(here)} fail on the standard loop here too; "
         f"{time.monotonic() - start:.0f} s"
     )
+    for name in sorted(here):
+        print(f"  {name}: fails on the standard loop here too")
     for name in sorted({name.partition("[")[0] for name in excepted}):
         print(f"  {name}: {EXCEPTIONS[name]}")
     if unexpected:
