@@ -74,11 +74,6 @@ def test_one_that_cannot_be_started_leaves_nothing(policy: Any) -> None:
 def test_a_watcher_that_somebody_set_is_used(policy: Any) -> None:
     asked: list[int] = []
 
-    class Watcher(asyncio.ThreadedChildWatcher):
-        def add_child_handler(self, pid: int, callback: Any, *arguments: Any) -> None:
-            asked.append(pid)
-            super().add_child_handler(pid, callback, *arguments)
-
     async def main() -> int:
         child = await asyncio.create_subprocess_exec(*SLEEPER, stdin=asyncio.subprocess.PIPE)
         assert asked == [child.pid]
@@ -87,5 +82,11 @@ def test_a_watcher_that_somebody_set_is_used(policy: Any) -> None:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)       # 3.12 wants them gone, and has them
+
+        class Watcher(asyncio.ThreadedChildWatcher):
+            def add_child_handler(self, pid: int, callback: Any, *arguments: Any) -> None:
+                asked.append(pid)
+                super().add_child_handler(pid, callback, *arguments)
+
         policy.set_child_watcher(Watcher())
         assert anywire.run(main()) == 7
