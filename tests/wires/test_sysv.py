@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -780,3 +781,116 @@ def test_a_forked_child_leaves_the_waiting_parent_alone(key: int) -> None:
 def test_bad_addresses(address: str, says: str) -> None:
     with pytest.raises(anywire.AddressError, match=says):
         sync.listen(address)
+
+
+@pytest.mark.parametrize("options", ["", "?reply=true"], ids=["one-way", "reply"])
+def test_a_channel_goes_on_in_another_front(key: int, options: str) -> None:
+    """And in another process, which `test_a_listener_goes_on_in_another_process` shows of both ends."""
+
+    async def main() -> None:
+        with sync.listen(f"sysv://{key}{options}") as listener:
+            client = sync.connect(listener.addresses[0], type=3)
+            client.send(b"before")
+            handle = client.detach()
+            with pytest.raises(anywire.ChannelClosed):
+                client.send(b"detached")
+            moved = await anywire.attach(handle)
+            await moved.send(b"after")
+            assert moved.unconfirmed == 2
+            queue = MessageQueue.open(key)
+            assert [queue.recv(timeout=PATIENCE) for _ in range(2)] == [(b"before", 3), (b"after", 3)]
+            if options:
+                with pytest.raises(anywire.Refused, match="another client"):        # its place went with it
+                    sync.connect(listener.addresses[0])
+                answers = MessageQueue.open(key + NEXT_PROJECT)
+                waiting = asyncio.ensure_future(moved.recv())                       # a thread waits by now
+                await asyncio.sleep(0)
+                answers.send(b"")
+                assert await asyncio.wait_for(waiting, PATIENCE) == b""
+                with pytest.raises(anywire.TimedOut):
+                    await moved.recv(timeout=0.01)
+                answers.send(b"")               # the thread takes it, and it comes before what is sent later
+                await until_async(lambda: not answers.depth)
+                handle = moved.detach()
+                answers.send(b"later")
+                with sync.attach(handle) as again:
+                    assert [again.recv(timeout=PATIENCE) for _ in range(2)] == [b"", b"later"]
+                sync.connect(listener.addresses[0]).close()                         # the place is free
+            else:
+                await moved.close()
+
+    asyncio.run(main())
+
+
+def test_a_listener_goes_on_in_another_process(key: int) -> None:
+    """With its messages, its place and the duty to remove; the client's channel is handed over, too."""
+    program = """
+        import errno, sys
+        from anywire import sync
+        from anywire.contract.handle import Handle
+        with sync.connect(sys.argv[1]) as channel:
+            handles = []
+            for _ in range(2):
+                packed, fds = channel.recv_fds()
+                handles.append(Handle.unpack(packed, fds))
+            listener, client = sync.attach(handles[0], authorize=None), sync.attach(handles[1])
+            client.send(b"from there")
+            busy = 0
+            try:
+                sync.listen(listener.addresses[0])
+            except OSError as error:
+                busy = error.errno
+            assert busy == errno.EADDRINUSE
+            with listener.accept(timeout=20) as there:
+                got = [there.recv(timeout=20) for _ in range(3)]
+                there.send(b"answer")
+            got.append(client.recv(timeout=20))
+            client.close()
+            listener.close()
+            channel.send(repr(got).encode())
+    """
+    address = f"unix:@anywire-test-{secrets.token_hex(6)}"
+    listener = sync.listen(f"sysv://{key}?reply=true")
+    client = sync.connect(listener.addresses[0])
+    with pytest.raises(anywire.TimedOut):
+        listener.accept(timeout=0.01)
+    client.send(b"")                            # the thread that waits for the listener takes it
+    until(lambda: not MessageQueue.open(key).depth)
+    client.send(b"before")
+    with sync.listen(address) as local:
+        command = [sys.executable, "-W", "error", "-c", textwrap.dedent(program), address]
+        with subprocess.Popen(command) as process:
+            try:
+                with local.accept(timeout=PATIENCE) as channel:
+                    for handle in (listener.detach(), client.detach()):
+                        with handle:
+                            channel.send_fds(handle.fds, handle.pack())
+                    assert channel.recv(timeout=PATIENCE) == repr([b"", b"before", b"from there", b"answer"]).encode()
+                assert process.wait(PATIENCE) == 0
+            finally:
+                process.kill()
+    assert gone(key) and gone(key + NEXT_PROJECT)
+
+
+def test_what_a_listener_accepted_stays_with_it(key: int) -> None:
+    with sync.listen(f"sysv://{key}") as listener, sync.connect(f"sysv://{key}") as sender:
+        sender.send(b"one")
+        channel = listener.accept(timeout=PATIENCE)
+        with pytest.raises(anywire.Unsupported, match="stays with its listener.*detach the listener"):
+            channel.detach()
+        with pytest.raises(anywire.Busy, match="close the channel first"):
+            listener.detach()
+        assert channel.recv(timeout=PATIENCE) == b"one"             # both go on
+        sender.send(b"two")
+        channel.close()
+        with sync.attach(listener.detach(), authorize=None) as again, again.accept(timeout=PATIENCE) as other:
+            assert other.recv(timeout=PATIENCE) == b"two"
+
+
+def test_a_queue_of_another_ipc_namespace_is_not_attached(key: int) -> None:
+    """Its id would be another queue there. To make a namespace takes privileges, so the handles lie about theirs."""
+    with sync.listen(f"sysv://{key}") as listener:
+        for handle in (sync.connect(f"sysv://{key}").detach(), listener.detach()):
+            handle.state["space"] += 1
+            with pytest.raises(anywire.Unsupported, match="another IPC namespace"):
+                sync.attach(handle)

@@ -1,4 +1,6 @@
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from socket import socket
+from typing import Any
 
 from anywire.contract.address import Address
 from anywire.contract.endpoint import MessageEndpoint
@@ -25,9 +27,11 @@ class SysvEndpoint(MessageEndpoint):
         wanted: int = 0,
         early: int = 0,
         client: bool = False,
+        lock: socket | None = None,
         on_end: Callable[[bool], object] | None = None,
         address: Address | None = None,
         peer: Peer | None = None,
         wire: Wire | None = None,
     ) -> None: ...
     def no_more(self) -> None: ...
+    def restore_state(self, state: Mapping[str, Any]) -> None: ...

@@ -70,8 +70,8 @@ cdef class SysvEndpoint(MessageEndpoint):
 
     Parameters: `max_message`, the largest to send and receive, in bytes; `type`, of what is sent; `wanted`, of what is
     received, as msgrcv's; `early`, the type of an empty message that was taken already, 0 for none; `client`: it sends into
-    a listener's queue and may have the second one for itself; `on_end`, called with False at the end of a listener's
-    channel, and with True once it is released."""
+    a listener's queue and may have the second one for itself; `lock`, the socket whose name says so, closed with this end;
+    `on_end`, called with False at the end of a listener's channel, and with True once it is released."""
 
     cdef readonly int recv_id
     cdef readonly int send_id
@@ -85,6 +85,7 @@ cdef class SysvEndpoint(MessageEndpoint):
     cdef long early
     cdef int bell
     cdef object on_end
+    cdef object lock
     cdef Helper coming                   # waits for a message
     cdef Helper going                    # waits for room, and sends
     cdef Message* inbox
@@ -96,7 +97,7 @@ cdef class SysvEndpoint(MessageEndpoint):
     cdef int receiving, sending          # which thread is inside a call there; 0: none
 
     def __init__(self, int recv_id, int send_id, Py_ssize_t max_message=16 << 20, *, long type=1, long wanted=0, long early=0,
-                 bint client=False, on_end=None, address=None, peer=None, wire=None):
+                 bint client=False, lock=None, on_end=None, address=None, peer=None, wire=None):
         self.bell = -1
         self.recv_id, self.send_id = recv_id, send_id
         self.type, self.wanted, self.early = type, wanted, early
@@ -109,6 +110,7 @@ cdef class SysvEndpoint(MessageEndpoint):
         self.read_fd = self.write_fd = self.bell
         self.doorbell = True
         self.on_end = on_end
+        self.lock = lock
 
     def __cinit__(self, *args, **keywords):
         self.bell = -1
@@ -425,6 +427,37 @@ cdef class SysvEndpoint(MessageEndpoint):
             fail(e, None, f"{operation} {self.address}: the queue's mode does not let this user {operation}")
         return fail(e, None, f"{operation} {self.address}")
 
+    # -- moving to another process --------------------------------------------------------------------------------------
+
+    def detach_state(self):
+        """(kind, descriptors, state): the queues' ids, which mean the same to all of an IPC namespace, and the lock.
+
+        A handle has a descriptor at least, and a queue has none: the bell goes along."""
+        if self.on_end is not None:
+            raise Unsupported("the listener's end of a queue stays with its listener", address=str(self.address),
+                              operation="detach", advice="close it and detach the listener: what was not received is in the queue")
+        if self.waiting:
+            raise ChannelClosed("a message is still being written", address=str(self.address), operation="detach")
+        fds = [os.dup(self.bell)]
+        try:
+            if self.lock is not None:
+                fds.append(os.dup(self.lock.fileno()))
+        except BaseException:
+            os.close(fds[0])
+            raise
+        if self.coming is not None and self.coming.used and self.coming.end() == ANYWIRE_TAKEN:
+            self.early = self.coming.state.taken
+        state = {"recv_id": self.recv_id, "send_id": self.send_id, "type": self.type, "early": self.early,
+                 "client": self.client, "max_message": self.limit, "sent": self.sent, "space": os.stat("/proc/self/ns/ipc").st_ino}
+        self.early = 0                       # it goes along, and not back into the queue
+        self.client = False                  # nothing has ended: a queue of answers stays
+        self.release()
+        return "sysv", fds, state
+
+    def restore_state(self, state):
+        """Go on where `detach_state` stopped in another process."""
+        self.sent = state["sent"]
+
     # -- ending ---------------------------------------------------------------------------------------------------------
 
     def no_more(self):
@@ -475,6 +508,9 @@ cdef class SysvEndpoint(MessageEndpoint):
                 _calls.msg_remove(self.recv_id)          # the listener left it to who reads it
             except OSError:
                 pass
+        lock, self.lock = self.lock, None
+        if lock is not None:
+            lock.close()
         callback, self.on_end = self.on_end, None
         if callback is not None:
             callback(True)

@@ -198,6 +198,10 @@ def _attach_steps(handle: Handle, timeout: float) -> Steps[MessageEndpoint]:
         from anywire.wires.mq import taken_over
 
         return taken_over(Address.parse(handle.address), handle.take(), handle.state, _peer_of(handle))
+    if handle.how == "sysv":
+        from anywire.wires import sysv
+
+        return sysv.taken_over(Address.parse(handle.address), handle.take(), handle.state, _peer_of(handle))
     below = _bytes_of(handle)
     if handle.kind == "pipe":
         if handle.face == "stream":

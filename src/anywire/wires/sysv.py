@@ -30,12 +30,12 @@ from typing import Any, ClassVar
 
 from anywire.contract.address import Address, forbid, require_path
 from anywire.contract.endpoint import MessageEndpoint
-from anywire.contract.errors import Refused
+from anywire.contract.errors import Busy, ChannelClosed, Refused, Unsupported
 from anywire.contract.options import Option, Side, integer, octal_mode, size
 from anywire.contract.peer import Peer
 from anywire.contract.traits import Traits
 from anywire.contract.waits import Steps
-from anywire.contract.wire import Acceptor, Wire
+from anywire.contract.wire import Acceptor, Wire, wire_for
 from anywire.ipc.sysv import MessageQueue, ftok
 from anywire.ipc.sysv._calls import msg_status_any
 from anywire.wires._sysv import SysvEndpoint
@@ -124,11 +124,6 @@ class SysvWire(Wire):
         peer = Peer(wire="sysv", address=str(address), uid=status[1], gid=status[2])
         receiver = -1
         lock: socket.socket | None = None
-
-        def on_end(released: bool) -> None:
-            if released and lock is not None:
-                lock.close()
-
         try:
             if options["reply"]:
                 answers = _open(address, reply_key(key), MAY_READ)
@@ -139,17 +134,45 @@ class SysvWire(Wire):
                 _empty(answers)             # answers to a client that is gone
                 receiver = answers.id
             return SysvEndpoint(
-                receiver, sender.id, options["max_message"], type=given or 1, client=receiver >= 0, on_end=on_end,
+                receiver, sender.id, options["max_message"], type=given or 1, client=receiver >= 0, lock=lock,
                 address=address, peer=peer, wire=self,
             )
         except BaseException:
-            on_end(True)
+            if lock is not None:
+                lock.close()
             raise
         yield  # type: ignore[unreachable] # a generator like every dial, though nothing here waits
 
     def bind(self, address: Address, options: Mapping[str, Any]) -> Acceptor:
         """Make the queue, or open the one that is there, and receive from it."""
         return SysvAcceptor(self, address, options)
+
+    def adopt_listener(
+        self, address: Address, fds: list[int], state: Mapping[str, Any], options: Mapping[str, Any]
+    ) -> SysvAcceptor:
+        """Go on receiving from queues of another process; those that it made are now this process's to remove."""
+        return SysvAcceptor(self, address, options, socket.socket(fileno=fds[0]), state)
+
+
+def taken_over(address: Address, fds: list[int], state: Mapping[str, Any], peer: Peer | None) -> SysvEndpoint:
+    """The connecting end that `SysvEndpoint.detach_state` gave away; it takes the descriptors."""
+    bell, *rest = fds
+    os.close(bell)
+    lock = socket.socket(fileno=rest[0]) if rest else None
+    try:
+        _same_space(address, state)
+        if lock is not None:
+            lock.set_inheritable(False)     # spawn and forkserver left it open to grandchildren
+        endpoint = SysvEndpoint(
+            state["recv_id"], state["send_id"], state["max_message"], type=state["type"], early=state["early"],
+            client=state["client"], lock=lock, address=address, peer=peer, wire=wire_for(address),
+        )
+    except BaseException:
+        if lock is not None:
+            lock.close()
+        raise
+    endpoint.restore_state(state)
+    return endpoint
 
 
 def _number(address: Address) -> int:
@@ -187,14 +210,25 @@ def _empty(queue: MessageQueue) -> None:
         pass
 
 
+def _space() -> int:
+    """The IPC namespace of this process (namespaces(7))."""
+    return os.stat("/proc/self/ns/ipc").st_ino
+
+
+def _same_space(address: Address, state: Mapping[str, Any]) -> None:
+    """The ids of queues mean others in another IPC namespace, or none."""
+    if state["space"] != _space():
+        what = "the queue is in another IPC namespace, which this process can't reach"
+        raise Unsupported(what, address=address, operation="attach", advice="attach in a process of the same one")
+
+
 def _claim(what: str) -> socket.socket | None:
     """Become the only one that has this, until the socket and its copies are closed; None if somebody else has it.
 
     The name has the IPC namespace in it, and is known in one network namespace."""
-    space = os.stat("/proc/self/ns/ipc").st_ino
     found = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        found.bind(f"\0anywire/sysv/{space}/{what}")
+        found.bind(f"\0anywire/sysv/{_space()}/{what}")
     except OSError as error:
         found.close()
         if error.errno != errno.EADDRINUSE:
@@ -209,7 +243,14 @@ def _claim(what: str) -> socket.socket | None:
 class SysvAcceptor(Acceptor):
     """The queue that a key leads to, as one connection. It comes with the first message; closed, it comes again."""
 
-    def __init__(self, wire: Wire, address: Address, options: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        wire: Wire,
+        address: Address,
+        options: Mapping[str, Any],
+        lock: socket.socket | None = None,
+        adopted: Mapping[str, Any] | None = None,
+    ) -> None:
         self.wire, self.address = wire, address
         self.owner = os.getpid()
         self.keep: bool = options["keep"]
@@ -217,11 +258,23 @@ class SysvAcceptor(Acceptor):
         self.type: int = options["type"] or 0
         self.made: list[MessageQueue] = []
         self.reader: SysvEndpoint | None = None
-        self.lock: socket.socket | None = None
+        self.lock = lock
         self.watch: Watch | None = None
         self.early = 0
-        key = key_of(address, options)
+        self.answers: MessageQueue | None
         try:
+            if lock is not None and adopted is not None:
+                lock.set_inheritable(False)
+                _same_space(address, adopted)
+                self.early = adopted["early"]
+                self.queue, *rest = queues = [MessageQueue.from_id(ident) for ident in adopted["ids"]]
+                self.answers = rest[0] if rest else None
+                self.made += [queue for queue, ours in zip(queues, adopted["made"], strict=True) if ours]
+                self.watch = Watch(self.queue.id, self.type)
+                if self.early:
+                    self.watch.ring()
+                return
+            key = key_of(address, options)
             self.lock = _claim(f"{key:08x}/{self.type}")
             if self.lock is None:
                 raise OSError(errno.EADDRINUSE, f"listen {address}: somebody receives from this queue")
@@ -271,7 +324,7 @@ class SysvAcceptor(Acceptor):
         if self.reader is not None:
             return None
         try:
-            found = self.watch.look()
+            found = None if self.early else self.watch.look()
         except OSError as error:
             if error.errno not in (errno.EIDRM, errno.EINVAL):
                 raise
@@ -287,6 +340,30 @@ class SysvAcceptor(Acceptor):
         )
         self.early = 0
         return self.reader
+
+    def detach(self) -> tuple[list[int], dict[str, Any]]:
+        """Give the lock away, the queues' ids, and the duty to remove what was made here."""
+        if self.watch is None or self.lock is None:
+            raise ChannelClosed("the listener is closed", address=str(self.address), operation="detach")
+        if self.reader is not None:
+            what = "its channel is open, and a queue has one receiver"
+            raise Busy(what, address=str(self.address), operation="detach", advice="close the channel first")
+        fds = [os.dup(self.lock.fileno())]
+        if not self.early:
+            try:
+                self.early = self.watch.look() or 0     # an empty message that was taken goes along
+            except OSError:                             # the queue was removed, as the next one will see
+                pass
+        queues = [self.queue] if self.answers is None else [self.queue, self.answers]
+        state = {
+            "ids": [queue.id for queue in queues],
+            "made": [queue in self.made for queue in queues],
+            "early": self.early,
+            "space": _space(),
+        }
+        self.made.clear()
+        self.close()
+        return fds, state
 
     def _ended(self, released: bool) -> None:
         """Of the channel: its end was reached, or it is closed; any thread."""
