@@ -609,6 +609,41 @@ def test_empty_messages_are_messages(key: int) -> None:
             assert receiving.result() == b""
 
 
+@pytest.mark.parametrize("full", ["of bytes", "of messages"])
+def test_an_empty_message_goes_back_into_a_full_queue_if_it_fits(key: int, full: str) -> None:
+    """As the documentation says: it needs no bytes, but a queue has at most as many messages as bytes."""
+    most = 4
+
+    async def main() -> list[bytes]:
+        with sync.listen(f"sysv://{key}?reply=true&max_bytes={most}") as listener:
+            answers = MessageQueue.open(key + NEXT_PROJECT)
+            async with anywire.connect(listener.addresses[0]) as client:
+                with pytest.raises(anywire.TimedOut):
+                    await client.recv(timeout=0.001)
+                answers.send(b"")                       # the thread that waits takes it
+                await until_async(lambda: not answers.depth)
+                for message in [bytes(most)] if full == "of bytes" else [b""] * most:
+                    answers.send(message, block=False)
+                with pytest.raises(BlockingIOError):
+                    answers.send(b"x", block=False)
+            return [answers.recv(block=False)[0] for _ in range(answers.depth)]
+
+    assert asyncio.run(main()) == ([bytes(most), b""] if full == "of bytes" else [b""] * most)
+
+
+def test_a_listener_of_any_type_and_one_of_a_type_share_the_messages(key: int) -> None:
+    """They are not kept apart: who takes a message first has it. Those of one type are."""
+    with sync.listen(f"sysv://{key}") as everything, sync.listen(f"sysv://{key}?type=3") as three:
+        with pytest.raises(OSError, match="somebody receives"):
+            sync.listen(f"sysv://{key}?type=3")
+        with sync.connect(f"sysv://{key}?type=3") as sender:
+            for listener in (everything, three):
+                sender.send(b"once")
+                with listener.accept(timeout=PATIENCE) as channel:
+                    assert channel.recv(timeout=PATIENCE) == b"once"
+                assert not MessageQueue.open(key).depth
+
+
 def test_a_cancelled_send_has_gone_or_not_and_nothing_overtakes(key: int) -> None:
     """The queue has room for one message at a time; sends are cancelled at all moments."""
 
