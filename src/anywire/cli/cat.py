@@ -78,9 +78,10 @@ Examples:
 \b
 Standard input goes as messages: chunks as they come, or with --lines one message a line. Without
 --raw both sides must be anywire, and should agree on --lines. Its end is told to the peer, whose
-answers are printed until its own end. Where that can't be told, as on udp, mq and sysv, all is over after
---linger seconds of silence once the input has ended; but a listener whose input was empty stays
-until a signal or the wire's own limit (udp: -o idle_timeout=60), unless --linger is given.
+answers are printed until its own end. Where that can't be told, as on udp, mq and sysv, all is
+over after --linger seconds of silence once the input has ended; but a listener whose input was
+empty stays until a signal or the wire's own limit (udp: -o idle_timeout=60), unless --linger is
+given.
 Status: 0, 1 if the connection failed or input was not delivered, 2 for a wrong command line.
 """
 )
