@@ -117,10 +117,12 @@ def keys_of(outcome: dict[str, Any]) -> set[str]:
 
 
 def test_promises_are_shown_with_messages_that_the_wire_takes(tree: Path, temporary: Path) -> None:
-    """A queue of the system has messages of 8 KiB at most."""
+    """A queue of the system has messages of 8 KiB at most: of these, and of the files that are sent."""
+    (tree / "large").write_bytes(bytes(9000))
     done = demo("--json", "--wires", "mq", str(tree), temporary=temporary)
     outcome = json.loads(done.stdout)
     assert done.returncode == 0, outcome["problems"]
+    assert (outcome["material"]["files"], outcome["material"]["left_out"]) == (20, 1)
     (pause,) = [one for one in outcome["promises"] if one["promise"] == "a reader pauses"]
     assert pause["wire"] == "mq" and pause["held"] and pause["arrived"] == pause["sent"] > 0
 
@@ -144,8 +146,8 @@ def test_a_wrong_digest_is_told_and_is_status_1(tree: Path, temporary: Path) -> 
 import dataclasses
 from anywire.cli.demo import command
 read = command.read
-def wrong(path, seconds):
-    made = read(path, seconds)
+def wrong(*arguments):
+    made = read(*arguments)
     items = list(made.items)
     items[3] = (items[3][0], bytes(32))
     return dataclasses.replace(made, items=items)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from anywire.cli.certificates import NoAuthority, make
+from anywire.cli.demo.material import LARGEST
 from anywire.contract.address import Address
 from anywire.contract.errors import AddressError, UnknownWire, Unsupported
 from anywire.contract.traits import Traits
@@ -19,6 +20,8 @@ from anywire.contract.wire import known_schemes, wire_for
 from anywire.wires.plan import HANDSHAKE_TIMEOUT, plan_for
 
 PIPE = "pipe:"
+SMALL = {"mq": 8 << 10, "sysv": 8 << 10}
+"""Bytes of the largest message over wires whose limit the system sets, unless somebody changed it."""
 THREAD_NOTE = "the server is a thread here: it stays in one process"
 
 
@@ -106,6 +109,11 @@ def _why_not(place: Place, directory: Path) -> str:
     except NoAuthority as error:
         return str(error)
     return ""
+
+
+def largest_file(wanted: Iterable[str] | None) -> int:
+    """Bytes of the largest file that one of these wires takes (None: all wires)."""
+    return max((SMALL.get(name, LARGEST) for name in wanted or ()), default=LARGEST)
 
 
 def names() -> list[str]:

@@ -23,7 +23,7 @@ from rich.table import Table
 from rich.text import Text
 
 from anywire.cli.demo import program, promises, report
-from anywire.cli.demo.addresses import Place, names, places
+from anywire.cli.demo.addresses import Place, largest_file, names, places
 from anywire.cli.demo.left import Before
 from anywire.cli.demo.material import Material, NoFiles, read
 from anywire.cli.demo.process import ServerFailed, ServerProcess
@@ -160,7 +160,7 @@ def demo(
         with stoppable():
             turns = ROUNDS * (len(names()) + 2)
             try:
-                material = read(path, seconds / 2 / turns)
+                material = read(path, seconds / 2 / turns, largest_file(wires))
             except NoFiles as error:
                 raise click.ClickException(str(error)) from None
             if not as_json:

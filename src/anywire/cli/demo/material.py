@@ -19,6 +19,11 @@ PER_BYTE = 1 / 150e6
 NOT_SOURCES = {"__pycache__", "site-packages", "dist-packages"}
 
 
+def amount(limit: int) -> str:
+    """A limit in words."""
+    return f"{limit >> 20} MiB" if limit >= 1 << 20 else f"{limit >> 10} KiB"
+
+
 class NoFiles(Exception):
     """There is nothing to send."""
 
@@ -31,7 +36,8 @@ class Material:
     items: list[tuple[bytes, bytes]]
     total: int                  # bytes
     found: int                  # files in the tree
-    left_out: int               # of these, over LARGEST
+    left_out: int               # of these, over the limit
+    limit: int = LARGEST        # bytes
 
     @property
     def largest(self) -> int:
@@ -51,13 +57,13 @@ def _sizes(root: Path, suffix: str) -> Iterator[tuple[int, str]]:
                     continue    # it has gone meanwhile
 
 
-def read(root: Path | None, seconds: float) -> Material:
-    """Read the files below `root` (default: the sources of the running Python's standard library), or every n-th of
-    them, so that one pass over a wire takes about `seconds`. Raises NoFiles."""
+def read(root: Path | None, seconds: float, limit: int = LARGEST) -> Material:
+    """Read the files below `root` (default: the sources of the running Python's standard library) of at most `limit`
+    bytes, or every n-th of them, so that one pass over a wire takes about `seconds`. Raises NoFiles."""
     suffix = ".py" if root is None else ""
     root = root if root is not None else Path(sysconfig.get_path("stdlib"))
     found = list(_sizes(root, suffix)) if root.is_dir() else [(root.stat().st_size, str(root))]
-    usable = [entry for entry in found if entry[0] <= LARGEST]
+    usable = [entry for entry in found if entry[0] <= limit]
     cost = sum(PER_FILE + size * PER_BYTE for size, _ in usable)
     every = max(1, round(cost / seconds + 0.5)) if cost > seconds else 1
     items = []
@@ -66,9 +72,9 @@ def read(root: Path | None, seconds: float) -> Material:
             data = Path(path).read_bytes()
         except OSError:
             continue            # not ours to read
-        if len(data) <= LARGEST:
+        if len(data) <= limit:
             items.append((data, blake2b(data, digest_size=32).digest()))
     if not items:
-        raise NoFiles(f"{root}: no files that can be read and have at most {LARGEST >> 20} MiB")
+        raise NoFiles(f"{root}: no files that can be read and have at most {amount(limit)}")
     items.sort(key=lambda item: -len(item[0]))
-    return Material(root, items, sum(len(data) for data, _ in items), len(found), len(found) - len(usable))
+    return Material(root, items, sum(len(data) for data, _ in items), len(found), len(found) - len(usable), limit)

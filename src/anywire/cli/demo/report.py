@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 import anywire
-from anywire.cli.demo.material import Material
+from anywire.cli.demo.material import Material, amount
 from anywire.cli.demo.promises import Promise
 from anywire.cli.demo.work import Contender
 from anywire.cli.measure import human, machine
@@ -116,7 +116,7 @@ def material_line(material: Material) -> str:
     """Which files travelled."""
     chosen, usable = len(material.items), material.found - material.left_out
     which = f"{chosen:,} files" if chosen == usable else f"{chosen:,} of {usable:,} files"
-    over = f"; {material.left_out:,} over 16 MiB left out" if material.left_out else ""
+    over = f"; {material.left_out:,} over {amount(material.limit)} left out" if material.left_out else ""
     return f"{which}, {material.total / 1e6:.1f} MB, of {material.root}{over}"
 
 
