@@ -475,6 +475,31 @@ def test_waiting_at_a_condition(mutex: Mutex, name: str) -> None:
     condition.close()
 
 
+def test_a_wait_ends_when_nobody_can_have_the_mutex_any_more(mutex: Mutex, name: str) -> None:
+    condition = Condition.create(name + "2", mutex)
+    errors: list[BaseException] = []
+
+    def wait() -> None:
+        mutex.lock()
+        try:
+            condition.wait()
+        except OSError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    while not sleeps(thread):
+        time.sleep(0.001)
+    in_thread(mutex.lock)
+    with pytest.raises(OwnerDied):
+        mutex.lock()
+    mutex.unlock()                          # without a repair
+    condition.notify()
+    thread.join()
+    assert [type(error) for error in errors] == [NotRecoverable]
+    condition.close()                       # and the mutex's fixture closes it: nobody holds it
+
+
 def test_a_holder_that_dies_wakes_who_waits_at_the_condition(mutex: Mutex, name: str) -> None:
     """OwnerDied comes out of the wait too. The condition itself is not robust, which the docs say."""
     condition = Condition.create(name + "2", mutex)
@@ -528,6 +553,74 @@ def test_reading_and_writing(name: str) -> None:
         lock.unlock()
     lock.close()
     other.close()
+
+
+@pytest.mark.parametrize("what", ["mutex", "condition", "reading", "writing"])
+def test_who_waits_when_it_is_closed_goes_on_and_gives_it_back(name: str, what: str) -> None:
+    """The memory stays as long as he holds it: the kernel's list of the robust mutexes of a thread runs through it."""
+    lock: Any = (Mutex if what in ("mutex", "condition") else RWLock).create(name)
+    other: Any = type(lock).open(name)
+    condition = Condition.create(name + "2", lock) if what == "condition" else None
+    after: list[Any] = []
+
+    def wait() -> None:
+        try:
+            with lock if isinstance(lock, Mutex) else lock.reading() if what == "reading" else lock.writing():
+                if condition is not None:
+                    condition.wait()
+                after.append(lock.closed)
+        except BaseException as error:
+            after.append(error)
+
+    def take() -> None:
+        other.lock() if isinstance(lock, Mutex) else other.write_lock()
+
+    if condition is None:
+        take()
+    thread = threading.Thread(target=wait)
+    thread.start()
+    while not sleeps(thread):
+        time.sleep(0.001)
+    if condition is not None:
+        with lock:
+            pass
+        take()
+        condition.notify()
+    lock.close()
+    other.unlock()
+    thread.join()
+    assert after == [True]
+    take()                                  # he gave it back
+    other.unlock()
+    other.close()
+    for use in (lock.unlock, lock.lock if isinstance(lock, Mutex) else lock.read_lock):
+        with pytest.raises(ValueError, match="is closed"):
+            use()
+    if condition is not None:
+        condition.close()
+
+
+def test_a_forked_child_holds_nothing_of_an_rwlock(name: str) -> None:
+    lock = RWLock.create(name)
+    lock.write_lock()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            try:
+                lock.unlock()
+            except PermissionError:
+                status = 2
+                lock.close()
+                status = 0
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert lock.writer == os.getpid() and not lock.try_read_lock()
+    lock.unlock()
+    lock.close()
 
 
 def test_writers_first(name: str) -> None:

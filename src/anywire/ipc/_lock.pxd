@@ -41,13 +41,17 @@ cdef extern from "anywire/ipc/locks.h" nogil:
     int32_t aw_writer(aw_lock *l)
     void aw_set_writer(aw_lock *l, int32_t pid)
 
+cdef int forks                          # how many processes lie between this one and the first
+
 
 cdef class Lock:
     cdef aw_lock *at                    # NULL: closed
     cdef aw_lock *place                 # until it is closed and nobody is inside
     cdef Py_buffer view
-    cdef int users, pid, owner_pid
-    cdef int held                       # how often it is locked through this object
+    cdef int users, owner_pid
+    cdef int held                       # how often it is locked through this object, by this process
+    cdef int passing                    # calls of cancelled tasks that still go on: what they hold they give back
+    cdef int generation                 # of the process that the three belong to
     cdef object memory                  # a SharedMemory, of one with a name
     cdef readonly object name
     cdef public object _tasks           # of lock_tasks
@@ -58,7 +62,10 @@ cdef class Lock:
     cdef int begin(self, object name, object flags, object mode, bint owner) except -1
     cdef int settle(self, object buffer, object offset, bint new) except -1
     cdef int refuse(self) except -1
+    cdef void look(self) noexcept
+    cdef aw_lock *still(self) except NULL
     cdef int leave(self) except -1
+    cdef int part(self) except -1
     cdef int put(self, str path, object mode, int how) except -1
     cdef int end(self) except -1
     cdef void let_go(self) noexcept

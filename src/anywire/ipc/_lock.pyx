@@ -21,6 +21,14 @@ from anywire.ipc.shared_memory import SharedMemory, remove
 from anywire.ipc.unlinking import Unlink
 
 cdef int O_CREAT = os.O_CREAT, O_EXCL = os.O_EXCL
+
+def _forked():
+    global forks
+    forks += 1
+
+
+os.register_at_fork(after_in_child=_forked)
+
 cdef str DIRECTORY = "/dev/shm"           # where glibc and musl have POSIX shared memory: shm_overview(7)
 
 
@@ -109,7 +117,7 @@ cdef class Lock:
         cdef int found
         self.place = <aw_lock *> take_place(&self.view, buffer, offset, AW_LOCK_SIZE, 8, what)
         self.at = self.place
-        self.pid = os.getpid()
+        self.generation = forks
         try:
             if new:
                 aw_begin_lock(self.at, self.kind())
@@ -140,17 +148,42 @@ cdef class Lock:
             raise ValueError(f"this {type(self).__name__} has no name: ask its shared memory for its processes")
         return processes_with(path_of(self.name))
 
+    cdef void look(self) noexcept:
+        """Before looking at who uses it: a forked child has it open, but none of its parent's threads."""
+        if self.generation != forks:
+            self.generation = forks
+            self.held = self.users = self.passing = 0
+
+    cdef aw_lock *still(self) except NULL:
+        """The place, for who got it, or had it, when it was closed here: he gives it back."""
+        self.look()
+        if self.place is NULL or not self.held:
+            self.refuse()
+        return self.place
+
     def _enter(self):
         if self.at is NULL:
             self.refuse()
+        self.look()
         self.users += 1
 
     def _leave(self):
         self.leave()
 
+    def _pass(self, int calls):
+        """So many calls more (or less) go on that a cancelled task left behind."""
+        self.look()
+        self.passing += calls
+
     cdef int leave(self) except -1:
-        self.users -= 1
-        if self.at is NULL and self.users == 0:
+        self.look()
+        if self.users:                  # else it was the parent's
+            self.users -= 1
+        return self.part()
+
+    cdef int part(self) except -1:
+        """The end, if it was closed and nobody is inside. Held, it is in a list that the kernel follows: it stays."""
+        if self.at is NULL and self.users == 0 and self.held == 0:
             self.end()
         return 0
 
@@ -170,15 +203,16 @@ cdef class Lock:
     def close(self):
         """Stop using it here; also when it is closed already. An owner removes the name.
 
-        OSError (EBUSY): it is locked through this object. Threads that wait go on; the memory stays until they are done.
+        OSError (EBUSY): it is locked through this object. Threads that wait go on, and give back what they get; the memory
+        stays until they are done.
         """
         if self.at is NULL:
             return
-        if self.held and self.pid == os.getpid():
+        self.look()
+        if self.held and not self.passing:
             fail(EBUSY, self.name, f"this {type(self).__name__} is locked here: unlock it first")
         self.at = NULL
-        if self.users == 0:
-            self.end()
+        self.part()
         if self.owner_pid and self.owner_pid == os.getpid():
             try:
                 remove(self.name)
@@ -193,7 +227,8 @@ cdef class Lock:
                     remove(self.name)
                 except OSError:
                     pass
-        if self.place is not NULL and not self.held:     # a held one is in a list that the kernel follows: it stays mapped
+        self.look()
+        if self.place is not NULL and not self.held:     # a held one stays mapped: see `part`
             self.let_go()
             if self.memory is not None:
                 self.memory.close()

@@ -20,7 +20,7 @@ import cython
 import os
 
 cdef extern from "<errno.h>":
-    int EOWNERDEAD
+    int ENOTRECOVERABLE, EOWNERDEAD
 
 cdef int O_CREAT = os.O_CREAT, O_EXCL = os.O_EXCL
 
@@ -90,7 +90,7 @@ cdef class Condition(Lock):
         """Unlock the mutex, wait until notified, lock it again.
 
         May come back without being notified: call it in a loop that looks at what is waited for, or use `wait_for`. The
-        mutex is held in any case, also when this raises.
+        mutex is held in any case, also when this raises (but for NotRecoverable).
 
         Args:
             timeout: seconds; None waits for ever.
@@ -98,6 +98,7 @@ cdef class Condition(Lock):
         Raises:
             TimeoutError: the time was over first.
             OwnerDied: the mutex's last holder died; you hold it, and have something to repair.
+            NotRecoverable: nobody can have the mutex any more; you do not hold it.
             PermissionError: this thread does not hold the mutex.
         """
         cdef int64_t end
@@ -111,6 +112,8 @@ cdef class Condition(Lock):
             self.mutex.refuse()
         end = deadline(timeout)
         place, mutex = self.place, self.mutex.place
+        self.look()
+        self.mutex.look()
         self.users += 1
         self.mutex.users += 1
         try:
@@ -118,7 +121,8 @@ cdef class Condition(Lock):
                 seen = aw_notifications(place)
                 with nogil:
                     e = aw_condition_wait(place, mutex, end)
-                if e == EOWNERDEAD:
+                if e == EOWNERDEAD or e == ENOTRECOVERABLE:
+                    self.mutex.held = 0         # `took` knows
                     self.mutex.took(e)
                 if e and e != ETIMEDOUT:
                     fail(e, self.name, "does this thread hold the mutex? does everybody here use the same one?")

@@ -71,13 +71,21 @@ class Helper(threading.Thread):
         """After what is still to be done, do this."""
         self.jobs.put(job)
 
-    def rest(self) -> None:
-        """After what is still to be done, be there for others."""
-        self.jobs.put(self._rest)
+    def rest(self, *, answered: bool = False) -> None:
+        """After what is still to be done, be there for others. `answered`: all is done but for the last job's return,
+        so that the next claim may be for this thread."""
+        if answered:
+            _idle.append(self)
+            self.jobs.put(self._settle)
+        else:
+            self.jobs.put(self._rest)
 
     def _rest(self) -> None:
-        self.rests = True
+        self._settle()
         _idle.append(self)
+
+    def _settle(self) -> None:
+        self.rests = True
 
 
 def claim() -> Helper:

@@ -28,11 +28,15 @@ class _Job:
     """A call that a thread does for a task, and what becomes of it when the task is gone."""
 
     def __init__(
-        self, function: Callable[..., Any], arguments: tuple[Any, ...], undo: Callable[[], object] | None
+        self,
+        function: Callable[..., Any],
+        arguments: tuple[Any, ...],
+        undo: Callable[[], object] | None,
+        of: Lock | None,
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self.future: asyncio.Future[None] = self.loop.create_future()
-        self.function, self.arguments, self.undo = function, arguments, undo
+        self.function, self.arguments, self.undo, self.of = function, arguments, undo, of
         self.lock = threading.Lock()
         self.given_up = False
         self.finished = False
@@ -52,15 +56,25 @@ class _Job:
                     self.loop.call_soon_threadsafe(self.wake)
                     return None
                 except RuntimeError:  # the loop was closed: nobody will ever unlock
-                    self.given_up = True
+                    self.give_up()
         return self.take_back()
 
+    def give_up(self) -> bool:
+        """Under the lock: nobody waits for it. Whether it was finished: then another job takes it back."""
+        if self.of is not None:
+            self.of._pass(1)
+        self.given_up = True
+        return self.finished
+
     def take_back(self) -> object:
+        """On the thread."""
         if self.undo is not None:
             if isinstance(self.error, OwnerDied):
-                return Helper.END
+                return Helper.END  # which is when it is passed on
             if self.error is None:
                 self.undo()
+        if self.of is not None:
+            self.of._pass(-1)
         return None
 
     def wake(self) -> None:
@@ -69,16 +83,21 @@ class _Job:
 
 
 async def _call(
-    helper: Helper, function: Callable[..., Any], *arguments: Any, undo: Callable[[], object] | None = None
+    helper: Helper,
+    function: Callable[..., Any],
+    *arguments: Any,
+    undo: Callable[[], object] | None = None,
+    of: Lock | None = None,
 ) -> Any:
-    """The outcome of a call on the thread. Cancelled: the call goes on, and `undo` is called if it succeeded."""
-    job = _Job(function, arguments, undo)
+    """The outcome of a call on the thread. Cancelled: the call goes on, and `undo` is called if it succeeded. Until
+    then the lock `of` may be closed, though that thread holds it."""
+    job = _Job(function, arguments, undo, of)
     helper.do(job.run)
     try:
         await job.future
     except BaseException:
         with job.lock:
-            finished, job.given_up = job.finished, True
+            finished = job.give_up()
         if finished:
             helper.do(job.take_back)
         raise
@@ -133,7 +152,7 @@ async def take(
         try:
             left = None if end is None else max(0.0, end - loop.time())
             try:
-                await _call(worker, function, left, undo=getattr(lock, "unlock", None))
+                await _call(worker, function, left, undo=getattr(lock, "unlock", None), of=lock)
             except OwnerDied:
                 side.holders[task] = worker
                 raise
@@ -154,9 +173,11 @@ async def give(lock: Lock, function: Callable[[], object]) -> None:
     worker = _holder(lock, side, task)
     del side.holders[task]
     try:
-        await _call(worker, function)
-    finally:
+        await _call(worker, function, of=lock)
+    except BaseException:
         worker.rest()
+        raise
+    worker.rest(answered=True)
 
 
 async def by_holder(lock: Lock, function: Callable[..., Any], *arguments: Any) -> Any:

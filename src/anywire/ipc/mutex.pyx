@@ -152,19 +152,23 @@ cdef class Mutex(Lock):
     def unlock(self):
         """Give it back. PermissionError: another thread has it, or nobody."""
         cdef int e
-        if self.at is NULL:
-            self.refuse()
-        e = pthread_mutex_unlock(&self.at.c.mutex)
+        cdef aw_lock *place = self.at
+        if place is NULL:
+            place = self.still()
+        e = pthread_mutex_unlock(&place.c.mutex)
         if e:
             fail(e, self.name, "this thread does not hold it: who locks it unlocks it" if e == EPERM else None)
         self.held = 0                   # still under the GIL: who waits here says otherwise after this
+        if self.at is NULL:
+            self.part()
 
     def mark_consistent(self):
         """After OwnerDied: what it guards is in order again. OSError (EINVAL): there is nothing to repair."""
         cdef int e
-        if self.at is NULL:
-            self.refuse()
-        e = pthread_mutex_consistent(&self.at.c.mutex)
+        cdef aw_lock *place = self.at
+        if place is NULL:
+            place = self.still()
+        e = pthread_mutex_consistent(&place.c.mutex)
         if e:
             fail(e, self.name, "no holder died, or it was marked already" if e == EINVAL else None)
 
@@ -174,6 +178,7 @@ cdef class Mutex(Lock):
         if e != EBUSY:
             return self.took(e)
         end = deadline(timeout)
+        self.look()
         self.users += 1
         try:
             while True:

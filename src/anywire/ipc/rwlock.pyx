@@ -109,7 +109,8 @@ cdef class RWLock(Lock):
         e = pthread_rwlock_tryrdlock(&self.at.c.rwlock)
         if e:
             self.wait(e, AW_READ, timeout)
-        self.held += 1
+        else:
+            self.got()
 
     def write_lock(self, timeout=None):
         """Take it for writing; wait until nobody else has it. Raises as `read_lock`; EDEADLK also if this thread reads."""
@@ -119,8 +120,9 @@ cdef class RWLock(Lock):
         e = pthread_rwlock_trywrlock(&self.at.c.rwlock)
         if e:
             self.wait(e, AW_WRITE, timeout)
-        aw_set_writer(self.at, getpid())
-        self.held += 1
+        else:
+            self.got()
+        aw_set_writer(self.place, getpid())
 
     def try_read_lock(self):
         """Take it for reading if nobody writes now: whether it did."""
@@ -130,7 +132,8 @@ cdef class RWLock(Lock):
         e = pthread_rwlock_tryrdlock(&self.at.c.rwlock)
         if e and e != EBUSY:
             self.failed(e, None)
-        self.held += e == 0
+        if e == 0:
+            self.got()
         return e == 0
 
     def try_write_lock(self):
@@ -143,20 +146,24 @@ cdef class RWLock(Lock):
             self.failed(e, None)
         if e == 0:
             aw_set_writer(self.at, getpid())
-            self.held += 1
+            self.got()
         return e == 0
 
     def unlock(self):
         """Give it back, by the thread that took it. PermissionError: nobody took it through this object."""
-        if self.at is NULL:
-            self.refuse()
+        cdef aw_lock *place = self.at
+        if place is NULL:
+            place = self.still()
+        self.look()
         if self.held == 0:
             fail(EPERM, self.name, "it was not locked through this object")
         # While it is held for writing nobody else writes here, and nobody reads.
-        if aw_writer(self.at):
-            aw_set_writer(self.at, 0)
+        if aw_writer(place):
+            aw_set_writer(place, 0)
         self.held -= 1
-        pthread_rwlock_unlock(&self.at.c.rwlock)
+        pthread_rwlock_unlock(&place.c.rwlock)
+        if self.at is NULL:
+            self.part()
 
     @property
     def writer(self):
@@ -182,19 +189,25 @@ cdef class RWLock(Lock):
             pass
         return False
 
+    cdef int got(self) noexcept:
+        self.look()
+        self.held += 1
+        return 0
+
     cdef int wait(self, int e, int how, object timeout) except -1:
         cdef int64_t end
         cdef aw_lock *place = self.place
         if e != EBUSY:
             return self.failed(e, timeout)
         end = deadline(timeout)
+        self.look()
         self.users += 1
         try:
             while True:
                 with nogil:
                     e = aw_lock_wait(place, how, end)
                 if e == 0:
-                    return 0
+                    return self.got()
                 if e != ETIMEDOUT:
                     return self.failed(e, timeout)
                 PyErr_CheckSignals()
