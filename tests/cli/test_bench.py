@@ -73,6 +73,19 @@ def test_a_child_that_dies_in_mid_phase_fails_the_pair() -> None:
             pair.phase("echo", 64, 10)
 
 
+@pytest.mark.parametrize("first", ["server", "client"])
+def test_of_two_that_fail_the_one_is_named_that_failed_first(first: str) -> None:
+    pipe = next(contender for contender in PEERS if contender.name == "multiprocessing.Pipe")
+    with Pair(pipe, *cores()) as pair:
+        one, other = (pair.server, pair.client) if first == "server" else (pair.client, pair.server)
+        one.tell({"phase": "echo", "size": "nothing that is a number", "count": 1})
+        one.process.wait(PATIENCE)              # so both have said it before anybody looks
+        other.tell({"phase": "echo", "size": 64, "count": 1})
+        other.process.wait(PATIENCE)
+        with pytest.raises(Failed, match="^ended: TypeError"):
+            pair.answers(PATIENCE)
+
+
 def test_a_failed_contender_does_not_stop_the_others() -> None:
     broken = Contender("asyncio streams unix", "asyncio", "streams", "{directory}/missing/socket")
     pipe = next(contender for contender in PEERS if contender.name == "multiprocessing.Pipe")

@@ -23,8 +23,9 @@ import socket
 import ssl
 import sys
 import time
+import traceback
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack, ExitStack
+from contextlib import AsyncExitStack, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
@@ -412,15 +413,32 @@ def announce(address: str) -> None:
     say({"address": address})
 
 
+def headline(report: str) -> str:
+    """What names the error at the end of a traceback: its last line that is not indented; "" if there is none."""
+    return next((line for line in reversed(report.splitlines()) if line[:1].strip()), "")
+
+
+@contextmanager
+def telling_why() -> Iterator[None]:
+    """Say why this side fails, and when, before anything of it is closed: a cause is said before what follows of it."""
+    try:
+        yield
+    except Exception as error:
+        why = headline("".join(traceback.format_exception_only(error)))
+        with suppress(OSError):          # nobody listens any more
+            say({"failed": why, "when": time.monotonic_ns()})
+        raise
+
+
 def _answer(began: int, cpu: int, last: Bytes, message: bytes) -> None:
     ended, spent = time.monotonic_ns(), time.process_time_ns() - cpu
     if last != message:
-        raise SystemExit("the last message is not what was sent")
+        raise ValueError("the last message is not what was sent")
     say({"began": began, "ended": ended, "cpu": spent})
 
 
 def run_blocking(contender: Contender, role: str, address: str) -> None:
-    with ExitStack() as stack:
+    with ExitStack() as stack, telling_why():
         side = BLOCKING[contender.opener](role, address, announce, stack)
         if role == "client" and contender.inherits != "socketpair":
             announce(address)
@@ -437,20 +455,21 @@ def run_blocking(contender: Contender, role: str, address: str) -> None:
 
 async def run_asyncio(contender: Contender, role: str, address: str) -> None:
     async with AsyncExitStack() as stack:
-        side = await ASYNCIO[contender.opener](role, address, announce, stack)
-        if role == "client":
-            announce(address)
-        # Orders are read by a thread: a peer may still have bytes in its transport, which need the loop to go out.
-        loop = asyncio.get_running_loop()
-        while line := await loop.run_in_executor(None, sys.stdin.readline):
-            order = json.loads(line)
-            message, calls = payload(order["size"]), side(order["size"])
-            cpu, began = time.process_time_ns(), time.monotonic_ns()
-            if contender.batched:
-                last = await asyncio_batches(role, calls, message, order["count"])
-            else:
-                last = await asyncio_phase(role, order["phase"], calls, message, order["count"])
-            _answer(began, cpu, last, message)
+        with telling_why():
+            side = await ASYNCIO[contender.opener](role, address, announce, stack)
+            if role == "client":
+                announce(address)
+            # Orders are read by a thread: a peer may still have bytes in its transport, which need the loop to go out.
+            loop = asyncio.get_running_loop()
+            while line := await loop.run_in_executor(None, sys.stdin.readline):
+                order = json.loads(line)
+                message, calls = payload(order["size"]), side(order["size"])
+                cpu, began = time.process_time_ns(), time.monotonic_ns()
+                if contender.batched:
+                    last = await asyncio_batches(role, calls, message, order["count"])
+                else:
+                    last = await asyncio_phase(role, order["phase"], calls, message, order["count"])
+                _answer(began, cpu, last, message)
 
 
 def main() -> None:

@@ -2,8 +2,8 @@
 
 Used by `anywire bench`, `anywire bench copies` and benchmarks of this repository, on the main thread. Both children
 live as long as their `Children`, so that rounds alternate without starting interpreters; they sleep while others are
-measured. A child that fails or hangs raises `Failed`, with its last line of standard error; `close` never leaves one
-behind.
+measured. A child that fails or hangs raises `Failed`, with the error that it said, or its last line of standard error;
+`close` never leaves one behind.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any, Self
 
 from anywire.cli.certificates import NoAuthority
 from anywire.cli.certificates import make as make_certificates
-from anywire.cli.contenders import Contender, key
+from anywire.cli.contenders import Contender, headline, key
 
 PATIENCE = 30.0                     # seconds for one answer beyond what the phase itself is expected to take
 
@@ -117,9 +117,8 @@ class _Child:
         if what == "ended":
             self.process.wait(5)
         self.errors.seek(0)
-        # A traceback's last line that is not indented names the error; what an error adds below it is indented.
-        lines = [line for line in self.errors.read().decode(errors="replace").splitlines() if line[:1].strip()]
-        return Failed(f"{what}: {lines[-1]}" if lines else what)
+        why = headline(self.errors.read().decode(errors="replace"))
+        return Failed(f"{what}: {why}" if why else what)
 
     def dismiss(self) -> None:
         """End its orders; it then closes its connection, which may wait for the other side to do the same."""
@@ -144,7 +143,9 @@ class _Child:
 
 
 def _answers(children: Sequence[_Child], patience: float) -> list[dict[str, Any]]:
-    """The next answer of each. The first that ends fails all: the others may wait for it for ever."""
+    """The next answer of each. The first that fails or ends fails all: the others may wait for it for ever.
+
+    Where several fail, that is the one which failed first: what the others say only follows from it."""
     found: dict[_Child, dict[str, Any]] = {}
     deadline = time.monotonic() + patience
     while True:
@@ -152,9 +153,13 @@ def _answers(children: Sequence[_Child], patience: float) -> list[dict[str, Any]
             if child not in found and (answer := child.heard()) is not None:
                 found[child] = answer
         missing = [child for child in children if child not in found]
-        if not missing:
+        failed = [answer for answer in found.values() if "failed" in answer]
+        if not missing and not failed:
             return [found[child] for child in children]
-        ready = select.select(missing, [], [], max(0.0, deadline - time.monotonic()))[0]
+        # Who made another one fail has said so before: it is here already.
+        ready = select.select(missing, [], [], 0.0 if failed else max(0.0, deadline - time.monotonic()))[0]
+        if failed and not ready:
+            raise Failed(f"ended: {min(failed, key=lambda answer: answer['when'])['failed']}")
         if not ready:
             raise missing[0].failure(f"no answer within {patience:.0f} s")
         for child in ready:

@@ -10,7 +10,7 @@ objects that only a parent can make are `pair.INHERITED`.
 
 Run as a program (`python -m anywire.cli.ways NAME ROLE CORE ADDRESS CHUNK`) it is one side of one way, as
 `pair.Children` wants it. An order is `{"file": path, "size": bytes, "times": n}`; each side does it and answers with
-its clock and what the kernel says that it cost. One thread.
+its clock and what the kernel says that it cost, or with why it fails. One thread.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from anywire.cli.contenders import Announce, announce, anywire_channel, say
+from anywire.cli.contenders import Announce, announce, anywire_channel, say, telling_why
 from anywire.contract.wire import known_schemes
 from anywire.ipc import MessageQueue, Semaphore, SharedMemory, sysv
 
@@ -335,7 +335,7 @@ def die_with_parent(number: signal.Signals) -> None:
 
 
 def run(way: Way, role: str, address: str, chunk: int) -> None:
-    with ExitStack() as stack:
+    with ExitStack() as stack, telling_why():
         if role == "server":
             side = OPENERS[way.opener](role, address, chunk, announce, stack)
         else:
