@@ -89,6 +89,21 @@ def test_a_server_that_fails_gets_a_line_and_the_others_are_measured(monkeypatch
     assert f"\n{BASE} " in done.stdout
 
 
+def test_a_server_that_accepts_no_more_gets_a_line_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    mute = """
+import socket, time
+listener = socket.socket()
+listener.bind(("127.0.0.1", 0))
+listener.listen(0)
+print("READY", listener.getsockname()[1], flush=True)
+time.sleep(600)
+"""
+    monkeypatch.setattr("anywire.cli.echoes._command", lambda *_: [sys.executable, "-c", mute])
+    monkeypatch.setattr("anywire.cli.echoes.LATE", 0.3)
+    results = run((9,), ["asyncio"], rounds=1, seconds=0.02)
+    assert "accepts or answers no more" in results.errors[cell_name(9), "asyncio"]
+
+
 def test_without_a_compiler_it_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("CC", "false")
     with pytest.raises(NoCompiler, match=r"echo_client\.c"):

@@ -32,6 +32,7 @@ LIBRARIES = {"libuv": ("-luv", "libuv1-dev"), "libevent": ("-levent", "libevent-
 SERVERS = (BASE, *LIBRARIES, *LOOPS)
 SPARE = 500                         # descriptors beside those of connections
 PATIENCE = 30.0                     # seconds for a server to come up
+LATE = 30.0                         # seconds that a measurement may take longer than asked for
 Say = Callable[[str], None]
 
 
@@ -90,7 +91,9 @@ def load(program: Path, port: int, count: int, seconds: float, pid: int, core: i
     ) as process:
         try:
             os.sched_setaffinity(process.pid, {core})
-            said, complaint = process.communicate(timeout=seconds + 60)
+            said, complaint = process.communicate(timeout=seconds + LATE)
+        except subprocess.TimeoutExpired:
+            raise RuntimeError(f"it accepts or answers no more: nothing to measure after {seconds + LATE:g} s") from None
         finally:
             process.kill()
     if process.returncode:
