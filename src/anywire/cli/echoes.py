@@ -93,7 +93,8 @@ def load(program: Path, port: int, count: int, seconds: float, pid: int, core: i
             os.sched_setaffinity(process.pid, {core})
             said, complaint = process.communicate(timeout=seconds + LATE)
         except subprocess.TimeoutExpired:
-            raise RuntimeError(f"it accepts or answers no more: nothing to measure after {seconds + LATE:g} s") from None
+            late = f"it accepts or answers no more: nothing to measure after {seconds + LATE:g} s"
+            raise RuntimeError(late) from None
         finally:
             process.kill()
     if process.returncode:
