@@ -75,6 +75,8 @@ def page(name: str, job: dict[str, Any], output: str, seconds: float) -> str:
     matter = "".join(f"{key}: {json.dumps(value)}\n" for key, value in facts.items())
     output = output.strip().replace(str(ROOT), ".")         # a page names no machine's paths
     body = output if job.get("markdown") else f"```text\n{output}\n```"
+    if plot := job.get("plot"):
+        body += f"\n\n![{job['title']}]({plot})"
     return (
         f"---\n{matter}---\n\n# {job['title']}\n\n{job['about']}\n\n"
         f"Commit `{facts['commit'][:12]}`, {facts['date']}, {facts['seconds']} s. {facts['machine']}.\n\n"
