@@ -30,7 +30,6 @@ cdef class OpenQueue:
     cdef object __weakref__
     cdef int take(self, int fd, object name, bint owner) except -1
     cdef int interrupt(self) except -1
-    cdef int unlink_own(self) except -1
     cdef void let_go(self) noexcept                         # when nobody uses it any more
     cdef mq_attr attributes(self) except *
     cdef bint blocks(self) except -1                        # False: O_NONBLOCK is set

@@ -184,7 +184,7 @@ cdef class OpenQueue:
             waiting.forget(self.fd)
         try:
             if self.owner and self.maker == os.getpid():
-                self.unlink_own()
+                self._unlink_own()
         finally:
             self.current()
             if self.users == 0:
@@ -211,25 +211,24 @@ cdef class OpenQueue:
                 aw_interrupt_end()
         return 0
 
-    cdef int unlink_own(self) except -1:
-        """Unlink the name if it still leads to this queue."""
+    def _unlink_own(self):
+        """Unlink the name if it still leads to this queue: somebody may have unlinked it and made another. OSError."""
         try:
             other = OpenQueue(self.name, os.O_RDONLY)
         except FileNotFoundError:
-            return 0
+            return
         except OSError:
             pass                       # can't be looked at, so can't be compared
         else:
             try:
                 if not os.path.samestat(os.fstat(other.fileno()), os.fstat(self.fd)):
-                    return 0
+                    return
             finally:
                 other.close()
         try:
             remove(self.name)
         except FileNotFoundError:
             pass
-        return 0
 
     cdef void let_go(self) noexcept:
         cdef int fd = self.fd, waker = self.waker

@@ -21,6 +21,7 @@ import errno
 import fcntl
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -177,24 +178,6 @@ def _copy(queue: MessageQueue) -> MessageQueue:
     return MessageQueue.from_fd(os.dup(queue.fileno()))
 
 
-def _unlink(queue: MessageQueue) -> None:
-    """Take the queue's name away, if it still leads to this queue: somebody may have unlinked it and made another."""
-    name = queue.name
-    assert name is not None
-    try:
-        with MessageQueue.open(name, access="r") as there:
-            if not os.path.samestat(os.fstat(there.fileno()), os.fstat(queue.fileno())):
-                return
-    except FileNotFoundError:
-        return
-    except OSError:         # it can't be opened, so it can't be compared
-        pass
-    try:
-        queue.unlink()
-    except OSError:         # somebody was faster
-        pass
-
-
 class MqAcceptor(Acceptor):
     """The queue that a name leads to, as one connection. It comes with the first message; closed, it comes again."""
 
@@ -313,7 +296,8 @@ class MqAcceptor(Acceptor):
         event, self.event = self.event, -1
         if self.owner == os.getpid() and not self.keep:
             for queue in self.made:
-                _unlink(queue)
+                with suppress(OSError):         # not ours to unlink, or somebody was faster
+                    queue._unlink_own()
         self.made.clear()
         while self.queues:
             self.queues.pop().close()
