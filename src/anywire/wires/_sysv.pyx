@@ -30,6 +30,7 @@ import os
 from anywire.contract.errors import ChannelClosed, EndOfChannel, PeerLost, TooLarge, Unsupported
 from anywire.ipc.sysv import _calls
 from anywire.ipc.sysv.kernel_limits import explain, largest_message
+from anywire.ipc.sysv.keys import space
 
 cdef extern from "anywire/wires/sysv_waiting.h" nogil:
     int anywire_own_thread(unsigned int generation, int number)
@@ -448,7 +449,7 @@ cdef class SysvEndpoint(MessageEndpoint):
         if self.coming is not None and self.coming.used and self.coming.end() == ANYWIRE_TAKEN:
             self.early = self.coming.state.taken
         state = {"recv_id": self.recv_id, "send_id": self.send_id, "type": self.type, "early": self.early,
-                 "client": self.client, "max_message": self.limit, "sent": self.sent, "space": os.stat("/proc/self/ns/ipc").st_ino}
+                 "client": self.client, "max_message": self.limit, "sent": self.sent, "space": space()}
         self.early = 0                       # it goes along, and not back into the queue
         self.client = False                  # nothing has ended: a queue of answers stays
         self.release()

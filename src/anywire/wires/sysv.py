@@ -38,6 +38,7 @@ from anywire.contract.waits import Steps
 from anywire.contract.wire import Acceptor, Wire, wire_for
 from anywire.ipc.sysv import MessageQueue, ftok
 from anywire.ipc.sysv._calls import msg_status_any
+from anywire.ipc.sysv.keys import space
 from anywire.wires._sysv import SysvEndpoint
 from anywire.wires._sysv_waiting import Watch
 
@@ -210,14 +211,9 @@ def _empty(queue: MessageQueue) -> None:
         pass
 
 
-def _space() -> int:
-    """The IPC namespace of this process (namespaces(7))."""
-    return os.stat("/proc/self/ns/ipc").st_ino
-
-
 def _same_space(address: Address, state: Mapping[str, Any]) -> None:
     """The ids of queues mean others in another IPC namespace, or none."""
-    if state["space"] != _space():
+    if state["space"] != space():
         what = "the queue is in another IPC namespace, which this process can't reach"
         raise Unsupported(what, address=address, operation="attach", advice="attach in a process of the same one")
 
@@ -228,7 +224,7 @@ def _claim(what: str) -> socket.socket | None:
     The name has the IPC namespace in it, and is known in one network namespace."""
     found = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        found.bind(f"\0anywire/sysv/{_space()}/{what}")
+        found.bind(f"\0anywire/sysv/{space()}/{what}")
     except OSError as error:
         found.close()
         if error.errno != errno.EADDRINUSE:
@@ -359,7 +355,7 @@ class SysvAcceptor(Acceptor):
             "ids": [queue.id for queue in queues],
             "made": [queue in self.made for queue in queues],
             "early": self.early,
-            "space": _space(),
+            "space": space(),
         }
         self.made.clear()
         self.close()

@@ -1,4 +1,5 @@
-"""Keys of System V objects: how a file stands for one, how one is made up, how an object is named in errors.
+"""Keys of System V objects: how a file stands for one, how one is made up, how an object is named in errors, and where
+keys and ids mean what they mean here.
 
 Plain functions, any thread. What can go wrong: the file of `ftok` is missing; two files give one key (it is made of a
 part of their inode numbers only).
@@ -58,3 +59,9 @@ def made_up(create: Callable[[int], T]) -> tuple[int, T]:
 def name_of(key: int, ident: int) -> str:
     """How errors and reprs name an object: by its key, as ipcs(1) writes it; a private one by its id."""
     return f"id {ident}" if key == PRIVATE else f"key 0x{key & 0xFFFFFFFF:08x}"
+
+
+def space() -> int:
+    """A number for the IPC namespace of this process: in another one the same keys and ids are other objects'
+    (namespaces(7))."""
+    return os.stat("/proc/self/ns/ipc").st_ino
