@@ -48,6 +48,8 @@ def plot(results: Results, counts: Sequence[int], file: Path) -> None:
     for name in by_rate(results, counts):
         rates = [(count, results.median(cell_name(count), name, "rate")) for count in counts]
         known = [(count, rate / 1e3) for count, rate in rates if rate is not None]
+        if not known:
+            continue
         style: dict[str, Any] = {"marker": "o", "label": name, "linewidth": 2.5 if name == "anywire" else 1.5}
         axis.plot(*zip(*known, strict=True), "--" if name == BASE or name in LIBRARIES else "-", **style)
     axis.set(xscale="log", xlabel="connections, each with a message under way", ylabel="thousand echoes a second")
