@@ -323,6 +323,32 @@ def test_closing_disturbs_nobody_who_has_a_handler_for_the_signal(queue: Message
         signal.signal(signal.SIGURG, old)
 
 
+def test_closing_takes_another_signal_when_somebody_takes_ours(name: str) -> None:
+    """Also while a thread waits already."""
+    assert children.run("""
+        import errno, signal, sys, threading, time
+        from pathlib import Path
+        from anywire.ipc import MessageQueue
+
+        def wait():
+            try:
+                queue.recv()
+            except OSError as error:
+                print(errno.errorcode[error.errno])
+
+        with MessageQueue.create(sys.argv[1], 4, 64, owner=True):
+            for number in range(signal.SIGRTMAX - 5, signal.SIGRTMAX - 8, -1):
+                queue = MessageQueue.open(sys.argv[1])
+                thread = threading.Thread(target=wait, daemon=True)
+                thread.start()
+                while Path(f"/proc/self/task/{thread.native_id}/stat").read_text().rpartition(") ")[2][0] != "S":
+                    time.sleep(0.001)
+                signal.signal(number, lambda *_: print("a signal that is not ours"))
+                queue.close()
+                thread.join(10)
+    """, name) == "EBADF\n" * 3
+
+
 def test_closing_ends_waits_that_began_at_the_same_moment(name: str) -> None:
     """Whatever they need to be woken by is made once."""
     with MessageQueue.create(name, 4, 64, owner=True):

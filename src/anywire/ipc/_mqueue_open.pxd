@@ -4,7 +4,7 @@ cdef extern from "anywire/ipc/interrupt.h":
         pass
     void aw_enlist(aw_waiter** all, aw_waiter* one)
     void aw_delist(aw_waiter* one)
-    bint aw_interruptible()
+    bint aw_interruptible(int number)
 
 cdef extern from "<mqueue.h>":
     struct mq_attr:

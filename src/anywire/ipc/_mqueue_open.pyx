@@ -11,12 +11,12 @@ from cpython.exc cimport PyErr_CheckSignals
 from libc.errno cimport EBADF, EEXIST, EINTR, errno
 from libc.stdint cimport int64_t
 from posix.unistd cimport usleep
+from anywire.ipc._interrupt cimport interrupting_signal
 from anywire.ipc._system cimport encoded, fail, now
 
 import os
 import secrets
 import sys
-import threading
 import warnings
 
 from anywire.ipc.unlinking import Unlink
@@ -37,21 +37,15 @@ cdef extern from *:
     int O_NONBLOCK
 
 cdef extern from "anywire/ipc/interrupt.h":
-    void aw_interrupt_begin()
-    void aw_interrupt(aw_waiter* all)
-    void aw_interrupt_end()
+    void aw_interrupt(const aw_waiter* all, int number)
 
 cdef int _generation = 0           # how many times this process is a forked child: waits under way are the parent's
-cdef object _interrupting = threading.Lock()
 cdef int64_t PATIENCE = 1000000000  # nanoseconds until `close` gives up on a thread that took to blocking the signal
 
 
 def _forked():
-    global _generation, _interrupting
+    global _generation
     _generation += 1
-    if _interrupting.locked():
-        aw_interrupt_end()
-        _interrupting = threading.Lock()
 
 
 os.register_at_fork(after_in_child=_forked)
@@ -199,16 +193,11 @@ cdef class OpenQueue:
         """End the waits that only a signal ends. The GIL is released between the signals, so that they can end."""
         cdef int64_t end = now() + PATIENCE
         cdef int pause = 20
-        with _interrupting:
-            aw_interrupt_begin()
-            try:
-                while self.waiting != NULL and now() < end:
-                    aw_interrupt(self.waiting)
-                    with nogil:
-                        usleep(pause)
-                    pause = min(2 * pause, 5000)
-            finally:
-                aw_interrupt_end()
+        while self.waiting != NULL and now() < end:
+            aw_interrupt(self.waiting, interrupting_signal())
+            with nogil:
+                usleep(pause)
+            pause = min(2 * pause, 5000)
         return 0
 
     def _unlink_own(self):

@@ -1,9 +1,10 @@
 /* Ending a system call that has no time-out of its own: a POSIX timer that signals one thread, again and again.
  *
- * msgsnd(2), msgrcv(2) and semop(2) are never restarted after a signal, fcntl(2) and open(2) not after a handler without
- * SA_RESTART (signal(7)), and all say truly whether they did their work: EINTR means that nothing was taken or left. A signal that comes just before the thread enters the call would be lost, so the
- * timer repeats until it is deleted. The signal is a real-time one that nobody has a handler for, goes to that thread alone
- * (SIGEV_THREAD_ID, timer_create(2)), and its handler does nothing. */
+ * msgsnd(2), msgrcv(2) and semop(2) are never restarted after a signal, fcntl(2) and open(2) not after a handler
+ * without SA_RESTART (signal(7)), and all say truly whether they did their work: EINTR means that nothing was taken or
+ * left. A signal that comes just before the thread enters the call would be lost, so the timer repeats until it is
+ * deleted. The signal is a real-time one that nobody has a handler for, goes to that thread alone (SIGEV_THREAD_ID,
+ * timer_create(2)), and its handler does nothing. */
 #ifndef ANYWIRE_IPC_INTERRUPT_TIMER_H
 #define ANYWIRE_IPC_INTERRUPT_TIMER_H
 
@@ -27,7 +28,8 @@
 
 static void anywire_nothing(int number) { (void) number; }
 
-/* The signal, installed if it is not (or if somebody took it away); -1: no real-time signal is free. One thread at a time. */
+/* The signal, installed if it is not (or if somebody took it away); -1: no real-time signal is free. One thread at a
+ * time. */
 static int anywire_free_signal(void) {
     static int mine = 0;
     struct sigaction now, ours;

@@ -7,16 +7,18 @@ How a wait works. The kernel's timed calls measure by CLOCK_REALTIME, which anyb
 
 - Without a time-out: a blocking call, in which the kernel hands a message from sender to receiver directly. (A poll before
   it, or a timer that ends it now and then, would cost 6 % and more of a round trip.) `close` ends it by a signal
-  (interrupt.h); a thread that has that signal blocked waits as with a time-out.
+  (interrupt.h); a thread that has that signal blocked waits as with a time-out, and so do all where none is free.
 - With a time-out: a call whose deadline is long past (so it never waits), then ppoll(2) with a deadline of
-  CLOCK_MONOTONIC for the queue and for `close`, and so on. Linux's queue descriptors can be polled (mq_overview(7), "Polling message queue descriptors").
+  CLOCK_MONOTONIC for the queue and for `close`, and so on. Linux's queue descriptors can be polled (mq_overview(7),
+  "Polling message queue descriptors").
 - In an event loop: the same without waiting, and the loop watches the descriptor.
 
 The description is left blocking unless the user asks: O_NONBLOCK belongs to it and is shared with forked children. The GIL
 is released in every wait, and held for short calls that can't wait. Messages are received into one buffer a queue (one more
 for each further thread that receives at the same moment), and copied out with their exact length.
 
-What can go wrong: the limits, which `mqueue_limits.py` explains; a queue closed by another thread (EBADF); a message over the queue's size (EMSGSIZE).
+What can go wrong: the limits, which `mqueue_limits.py` explains; a queue closed by another thread (EBADF); a message over
+the queue's size (EMSGSIZE).
 """
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
@@ -25,6 +27,7 @@ from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
 from libc.errno cimport EAGAIN, EBADF, EINTR, EMSGSIZE, ETIMEDOUT, errno
 from libc.stdint cimport int64_t
 from posix.time cimport timespec
+from anywire.ipc._interrupt cimport interrupting_signal
 from anywire.ipc._mqueue_notify cimport NotifyingQueue
 from anywire.ipc._mqueue_open cimport OpenQueue, aw_delist, aw_enlist, aw_interruptible, aw_waiter
 from anywire.ipc._system cimport as_timespec, deadline, fail, failure, left
@@ -56,8 +59,20 @@ cdef enum:
     NOT_NOW = -2                   # what the calls below answer when the queue is empty or full
     PRIORITIES = 32768             # MQ_PRIO_MAX
 
+cdef int _number = 0               # the signal that ends a wait
 cdef timespec _past                # of the deadline that never waits; the kernel knows 0 as a special case
 _past.tv_sec = _past.tv_nsec = 0
+
+
+cdef bint interruptible() noexcept:
+    """Whether a signal can end a call of this thread: one is free, and the thread has not blocked it."""
+    global _number
+    if _number == 0:
+        try:
+            _number = interrupting_signal()
+        except OSError:
+            return False
+    return aw_interruptible(_number)
 
 
 cdef unsigned int checked(object priority) except? 40000:
@@ -202,13 +217,13 @@ cdef class MessageQueue(NotifyingQueue):
                 p = <const char*> view.buf
                 n = view.len
             # A small one is tried first, with the GIL held; a large one releases it anyway, so it may wait at once.
-            if n > SMALL and end < 0 and block and aw_interruptible():
+            if n > SMALL and end < 0 and block and interruptible():
                 return self.put(p, n, level, True)
             if self.put(p, n, level, False) == 0:
                 return 0
             if once:
                 return NOT_NOW
-            if end < 0 and block and aw_interruptible():
+            if end < 0 and block and interruptible():
                 return self.put(p, n, level, True)
             block = block and self.blocks()
             while True:
@@ -316,7 +331,7 @@ cdef class MessageQueue(NotifyingQueue):
         if timeout is not None:
             end = deadline(timeout)
         while True:
-            direct = end < 0 and block and not once and aw_interruptible()
+            direct = end < 0 and block and not once and interruptible()
             r = self.get(p, n, priority, direct)
             if r != NOT_NOW:
                 return r
