@@ -17,7 +17,6 @@ limits of the system, which the errors name. A killed listener leaves its queue:
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 from collections.abc import Mapping, Sequence
@@ -27,55 +26,49 @@ from typing import Any, ClassVar
 
 from anywire.contract.address import Address, require_path
 from anywire.contract.endpoint import MessageEndpoint
-from anywire.contract.errors import Busy, ChannelClosed, Refused
-from anywire.contract.options import Option, Side, integer, octal_mode, size
+from anywire.contract.options import Option, integer, size
 from anywire.contract.peer import Peer
-from anywire.contract.traits import Traits
 from anywire.contract.waits import Steps
 from anywire.contract.wire import Acceptor, Wire, wire_for
 from anywire.ipc.mqueue import MessageQueue
 from anywire.wires._mqueue import QueueEndpoint
+from anywire.wires.queues import (
+    CONNECT,
+    DEFAULT_MODE,
+    KEEP,
+    LISTEN,
+    MODE,
+    REPLY,
+    QueueWire,
+    another_size,
+    answers_taken,
+    check_detach,
+    failed,
+    no_queue,
+    promises,
+    receiver_there,
+)
 
-LISTEN: frozenset[Side] = frozenset({"listen"})
-CONNECT: frozenset[Side] = frozenset({"connect"})
-DEFAULT_MODE = 0o600
 HIGHEST = 32767
-REPLY = Option("reply", bool, False, "two ways, by a second queue; one client at a time", shapes=True)
 DEPTH = Option("depth", integer(1, 65536), None, "how many messages a queue holds; default: the system's", LISTEN)
 MESSAGE_SIZE = Option("message_size", size, None, "bytes of the largest message; default: the system's", LISTEN)
-MODE = Option("mode", octal_mode, None, "mode of a queue that is made, octal; default: 0600", LISTEN)
-KEEP = Option("keep", bool, False, "leave the queue, with what is in it, when the listener closes", LISTEN)
 PRIORITY = Option("priority", integer(0, HIGHEST), 0, "of all that this side sends; higher ones are first", CONNECT)
 
-ONE_WAY = Traits(
-    kind=frozenset({"message"}),
-    connection=False,
-    ordered="per writer (higher priorities first)",
-    reliable="yes, kept by the kernel",
-    clean_end="no",
-    sees_death="no",
-    half_close="–",
-    crosses_hosts=False,
-    credentials="file mode",
-    copies="2",
-    message_limit="message_size",
-)
-TWO_WAY = replace(ONE_WAY, ordered="yes (of one priority)")
 SUFFIX = ".reply"
 LONGEST_NAME = 255 - len(SUFFIX)
 
 
-class MqWire(Wire):
+class MqWire(QueueWire):
     """The wire of POSIX message queues."""
 
     schemes: ClassVar[tuple[str, ...]] = ("mq",)
     options: ClassVar[Mapping[str, Option]] = {
         option.name: option for option in (REPLY, DEPTH, MESSAGE_SIZE, MODE, KEEP, PRIORITY)
     }
-
-    def traits(self, address: Address) -> Traits:
-        """What it promises."""
-        return TWO_WAY if REPLY.convert(address.params.get("reply", "no")) else ONE_WAY
+    one_way = promises(
+        ordered="per writer (higher priorities first)", credentials="file mode", message_limit="message_size"
+    )
+    two_way = replace(one_way, ordered="yes (of one priority)")
 
     def check(self, address: Address) -> None:
         """An address is the name of a queue: one slash, and no other."""
@@ -95,8 +88,7 @@ class MqWire(Wire):
             if options["reply"]:
                 receiver = _open(address, name + SUFFIX, "r")
                 if not _claim(receiver):
-                    why = "another client has the answers of this queue"
-                    raise Refused(why, address=str(address), operation="connect", answered=True)
+                    raise answers_taken(address)
                 while receiver._try_recv() is not None:  # answers to a client that is gone
                     pass
             peer = Peer(wire="mq", address=str(address), uid=status.st_uid, gid=status.st_gid)
@@ -158,11 +150,9 @@ def _open(address: Address, name: str, access: Any) -> MessageQueue:
     try:
         return MessageQueue.open(name, access=access)
     except FileNotFoundError:
-        why = f"there is no message queue {name}"
-        advice = "start the listener first, or pass wait=SECONDS"
-        raise Refused(why, address=str(address), operation="connect", advice=advice) from None
+        raise no_queue(address, f"message queue {name}") from None
     except OSError as error:
-        raise OSError(error.errno, f"connect {address}: {error.strerror}") from None
+        raise failed("connect", address, error) from None
 
 
 def _claim(queue: MessageQueue) -> bool:
@@ -205,7 +195,7 @@ class MqAcceptor(Acceptor):
             else:
                 self._add(name, "r", options)
                 if not _claim(self.queues[0]):
-                    raise OSError(errno.EADDRINUSE, f"listen {address}: somebody receives from this queue")
+                    raise receiver_there(address)
                 if options["reply"]:
                     self._add(name + SUFFIX, "w", options)
             self.event = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -227,14 +217,13 @@ class MqAcceptor(Acceptor):
                 except FileNotFoundError:
                     continue
                 except OSError as error:
-                    raise OSError(error.errno, f"listen {self.address}: {error.strerror}") from None
+                    raise failed("listen", self.address, error) from None
             except OSError as error:
-                raise OSError(error.errno, f"listen {self.address}: {error.strerror}") from None
+                raise failed("listen", self.address, error) from None
             self.queues.append(queue)
             if largest not in (None, queue.message_size) or depth not in (None, queue.max_messages):
-                why = f"the queue is there already, for {queue.max_messages} messages of {queue.message_size} bytes"
-                advice = "pass the same, or remove it first (anywire.ipc.MessageQueue.unlink)"
-                raise OSError(errno.EEXIST, f"listen {self.address}: {why}: {advice}")
+                there = f"{queue.max_messages} messages of {queue.message_size} bytes"
+                raise another_size(self.address, there, "anywire.ipc.MessageQueue.unlink")
             return
 
     def fileno(self) -> int:
@@ -267,11 +256,7 @@ class MqAcceptor(Acceptor):
 
     def detach(self) -> tuple[list[int], dict[str, Any]]:
         """Give the queues away, with the lock of the one who receives, and the duty to unlink what was made here."""
-        if self.event < 0:
-            raise ChannelClosed("the listener is closed", address=str(self.address), operation="detach")
-        if self.reader is not None:
-            what = "its channel is open, and a queue has one receiver"
-            raise Busy(what, address=str(self.address), operation="detach", advice="close the channel first")
+        check_detach(self.address, closed=self.event < 0, connected=self.reader is not None)
         fds: list[int] = []
         try:
             for queue in self.queues:

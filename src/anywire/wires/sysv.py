@@ -30,10 +30,9 @@ from typing import Any, ClassVar
 
 from anywire.contract.address import Address, forbid, require_path
 from anywire.contract.endpoint import MessageEndpoint
-from anywire.contract.errors import Busy, ChannelClosed, Refused, Unsupported
-from anywire.contract.options import Option, Side, integer, octal_mode, size
+from anywire.contract.errors import Unsupported
+from anywire.contract.options import Option, integer, size
 from anywire.contract.peer import Peer
-from anywire.contract.traits import Traits
 from anywire.contract.waits import Steps
 from anywire.contract.wire import Acceptor, Wire, wire_for
 from anywire.ipc.sysv import MessageQueue, ftok
@@ -41,9 +40,22 @@ from anywire.ipc.sysv._calls import msg_status_any
 from anywire.ipc.sysv.keys import space
 from anywire.wires._sysv import SysvEndpoint
 from anywire.wires._sysv_waiting import Watch
+from anywire.wires.queues import (
+    DEFAULT_MODE,
+    KEEP,
+    LISTEN,
+    MODE,
+    REPLY,
+    QueueWire,
+    another_size,
+    answers_taken,
+    check_detach,
+    failed,
+    no_queue,
+    promises,
+    receiver_there,
+)
 
-LISTEN: frozenset[Side] = frozenset({"listen"})
-DEFAULT_MODE = 0o600
 MAY_READ, MAY_WRITE = 0o444, 0o222
 LARGEST_TYPE = (1 << 63) - 1
 NEXT_PROJECT = 1 << 24
@@ -59,7 +71,6 @@ def room(value: Any) -> int:
     return found
 
 
-REPLY = Option("reply", bool, False, "two ways, by a second queue; one client at a time", shapes=True)
 TYPE = Option(
     "type", integer(-LARGEST_TYPE, LARGEST_TYPE), None,
     "of the messages. Connecting: what they are sent with, default 1. Listening: which to receive: that one; below 0, "
@@ -67,36 +78,17 @@ TYPE = Option(
 )
 PROJ = Option("proj", integer(1, 255), 1, "the project number of ftok(3), for addresses with a path")
 MAX_BYTES = Option("max_bytes", room, None, "bytes of messages that a queue holds; default: kernel.msgmnb", LISTEN)
-MODE = Option("mode", octal_mode, None, "mode of a queue that is made, octal; default: 0600", LISTEN)
-KEEP = Option("keep", bool, False, "leave the queue, with what is in it, when the listener closes", LISTEN)
-
-ONE_WAY = Traits(
-    kind=frozenset({"message"}),
-    connection=False,
-    ordered="per writer",
-    reliable="yes, kept by the kernel",
-    clean_end="no",
-    sees_death="no",
-    half_close="–",
-    crosses_hosts=False,
-    credentials="queue mode",
-    copies="2",
-    message_limit="kernel.msgmax",
-)
-TWO_WAY = replace(ONE_WAY, ordered="yes")
 
 
-class SysvWire(Wire):
+class SysvWire(QueueWire):
     """The wire of System V message queues."""
 
     schemes: ClassVar[tuple[str, ...]] = ("sysv",)
     options: ClassVar[Mapping[str, Option]] = {
         option.name: option for option in (REPLY, TYPE, PROJ, MAX_BYTES, MODE, KEEP)
     }
-
-    def traits(self, address: Address) -> Traits:
-        """What it promises."""
-        return TWO_WAY if REPLY.convert(address.params.get("reply", "no")) else ONE_WAY
+    one_way = promises(ordered="per writer", credentials="queue mode", message_limit="kernel.msgmax")
+    two_way = replace(one_way, ordered="yes")
 
     def check(self, address: Address) -> None:
         """An address is a key, or the path of a file that stands for one."""
@@ -130,8 +122,7 @@ class SysvWire(Wire):
                 answers = _open(address, reply_key(key), MAY_READ)
                 lock = _claim(f"{reply_key(key):08x}/client")
                 if lock is None:
-                    why = "another client has the answers of this queue"
-                    raise Refused(why, address=str(address), operation="connect", answered=True)
+                    raise answers_taken(address)
                 _empty(answers)             # answers to a client that is gone
                 receiver = answers.id
             return SysvEndpoint(
@@ -196,11 +187,9 @@ def _open(address: Address, key: int, access: int) -> MessageQueue:
     try:
         return MessageQueue(key, access)    # msgget(2) looks whether these rights are granted
     except FileNotFoundError:
-        why = f"there is no System V message queue with the key {key:#x}"
-        advice = "start the listener first, or pass wait=SECONDS"
-        raise Refused(why, address=str(address), operation="connect", advice=advice) from None
+        raise no_queue(address, f"System V message queue with the key {key:#x}") from None
     except OSError as error:
-        raise OSError(error.errno, f"connect {address}: {error.strerror}") from None
+        raise failed("connect", address, error) from None
 
 
 def _empty(queue: MessageQueue) -> None:
@@ -273,7 +262,7 @@ class SysvAcceptor(Acceptor):
             key = key_of(address, options)
             self.lock = _claim(f"{key:08x}/{self.type}")
             if self.lock is None:
-                raise OSError(errno.EADDRINUSE, f"listen {address}: somebody receives from this queue")
+                raise receiver_there(address)
             self.queue = self._get(key, MAY_READ, options)
             self.answers = self._get(reply_key(key), MAY_WRITE, options) if options["reply"] else None
             self.watch = Watch(self.queue.id, self.type)
@@ -292,7 +281,7 @@ class SysvAcceptor(Acceptor):
             except FileExistsError:
                 pass
             except OSError as error:
-                raise OSError(error.errno, f"listen {self.address}: {error.strerror}") from None
+                raise failed("listen", self.address, error) from None
             try:
                 queue = MessageQueue(key, access)
                 there = msg_status_any(queue.id)[8]
@@ -301,11 +290,9 @@ class SysvAcceptor(Acceptor):
             except OSError as error:
                 if error.errno in (errno.EIDRM, errno.EINVAL):
                     continue
-                raise OSError(error.errno, f"listen {self.address}: {error.strerror}") from None
+                raise failed("listen", self.address, error) from None
             if most not in (None, there):
-                why = f"the queue is there already, for {there} bytes"
-                advice = "pass the same, or remove it first (anywire.ipc.sysv.MessageQueue.unlink)"
-                raise OSError(errno.EEXIST, f"listen {self.address}: {why}: {advice}")
+                raise another_size(self.address, f"{there} bytes", "anywire.ipc.sysv.MessageQueue.unlink")
             return queue
 
     def fileno(self) -> int:
@@ -339,15 +326,13 @@ class SysvAcceptor(Acceptor):
 
     def detach(self) -> tuple[list[int], dict[str, Any]]:
         """Give the lock away, the queues' ids, and the duty to remove what was made here."""
-        if self.watch is None or self.lock is None:
-            raise ChannelClosed("the listener is closed", address=str(self.address), operation="detach")
-        if self.reader is not None:
-            what = "its channel is open, and a queue has one receiver"
-            raise Busy(what, address=str(self.address), operation="detach", advice="close the channel first")
-        fds = [os.dup(self.lock.fileno())]
+        watch, lock = self.watch, self.lock
+        check_detach(self.address, closed=watch is None or lock is None, connected=self.reader is not None)
+        assert watch is not None and lock is not None
+        fds = [os.dup(lock.fileno())]
         if not self.early:
             try:
-                self.early = self.watch.look() or 0     # an empty message that was taken goes along
+                self.early = watch.look() or 0     # an empty message that was taken goes along
             except OSError:                             # the queue was removed, as the next one will see
                 pass
         queues = [self.queue] if self.answers is None else [self.queue, self.answers]
