@@ -176,6 +176,26 @@ SYSV = Promise("message", False, "per writer", True, False, "no", False, False, 
 SYSV_REPLY = Promise("message", False, "yes", True, False, "no", False, False, "queue mode")
 INPROC = Promise("message", True, "yes", True, True, "no", True, False, "none")
 
+
+def _queue(name: str, promise: Promise, address: str, **more: Any) -> Setup:
+    """A message queue of the system: nobody is seen at its other end, and what a killed listener left there stays."""
+    posix, replies = address.startswith("mq:"), "reply=true" in address
+    return Setup(
+        name,
+        promise,
+        lambda directory: address.format(name=_unique(), key=_key()),
+        two_way=replies,
+        several=not replies,
+        framed=False,
+        moves=False,
+        largest=8000,
+        announced=False,
+        name_left=_queue_left if posix else _key_left,
+        sweep=_sweep_queue if posix else _sweep_key,
+        **more,
+    )
+
+
 SETUPS = [
     Setup("tcp", TCP, lambda directory: "tcp://127.0.0.1:0"),
     Setup("inproc", INPROC, lambda directory: f"inproc://{_unique()}", framed=False, processes=False),
@@ -232,56 +252,10 @@ SETUPS = [
         name_left=_file_left,
     ),
     # Small queues: all those of a user share one limit.
-    Setup(
-        "mq",
-        MQ,
-        lambda directory: f"mq:///{_unique()}?depth=6",
-        two_way=False,
-        framed=False,
-        moves=False,
-        largest=8000,
-        room=4,
-        announced=False,
-        name_left=_queue_left,
-        sweep=_sweep_queue,
-    ),
-    Setup(
-        "mq-reply",
-        MQ_REPLY,
-        lambda directory: f"mq:///{_unique()}?depth=4&reply=true",
-        several=False,
-        framed=False,
-        moves=False,
-        largest=8000,
-        room=4,
-        announced=False,
-        name_left=_queue_left,
-        sweep=_sweep_queue,
-    ),
-    Setup(
-        "sysv",
-        SYSV,
-        lambda directory: f"sysv://{_key()}",
-        two_way=False,
-        framed=False,
-        moves=False,
-        largest=8000,
-        announced=False,
-        name_left=_key_left,
-        sweep=_sweep_key,
-    ),
-    Setup(
-        "sysv-reply",
-        SYSV_REPLY,
-        lambda directory: f"sysv://{_key()}?reply=true",
-        several=False,
-        framed=False,
-        moves=False,
-        largest=8000,
-        announced=False,
-        name_left=_key_left,
-        sweep=_sweep_key,
-    ),
+    _queue("mq", MQ, "mq:///{name}?depth=6", room=4),
+    _queue("mq-reply", MQ_REPLY, "mq:///{name}?depth=4&reply=true", room=4),
+    _queue("sysv", SYSV, "sysv://{key}"),
+    _queue("sysv-reply", SYSV_REPLY, "sysv://{key}?reply=true"),
 ]
 # The wires that exist so far. A wire joins the suite by its name here; from then on it keeps every promise of its line.
 LANDED = [setup.name for setup in SETUPS]

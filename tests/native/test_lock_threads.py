@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 import mmap
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import Any
 
 import pytest
+from native_threads import together
 
 from anywire.ipc import Condition, Mutex, RWLock, Semaphore, SharedMemory
 
@@ -26,26 +27,6 @@ COUNTER, PLACES = 0, (256, 512)
 def memory() -> Iterator[SharedMemory]:
     with SharedMemory.anonymous(mmap.PAGESIZE) as memory:
         yield memory
-
-
-def together(*works: Callable[[], Any]) -> None:
-    """Run all at the same time; the first error of any is raised here."""
-    errors: list[BaseException] = []
-
-    def run(work: Callable[[], Any]) -> None:
-        try:
-            work()
-        except BaseException as error:
-            errors.append(error)
-
-    threads = [threading.Thread(target=run, args=(work,), daemon=True) for work in works]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-        assert not thread.is_alive()
-    if errors:
-        raise errors[0]
 
 
 def add(memory: SharedMemory) -> None:

@@ -11,12 +11,12 @@ import contextlib
 import os
 import struct
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
-from typing import Any
 
 import pytest
+from native_threads import together
 
 import anywire
 from anywire import sync
@@ -41,28 +41,6 @@ def pair(request: pytest.FixtureRequest) -> Iterator[tuple[sync.Channel, sync.Ch
     yield ours, accepted[0]
     ours.abort()
     accepted[0].abort()
-
-
-def together(*works: Callable[[], Any]) -> None:
-    """Run all at the same time; the first error of any is raised here."""
-    errors: list[BaseException] = []
-    barrier = threading.Barrier(len(works))
-
-    def run(work: Callable[[], Any]) -> None:
-        try:
-            barrier.wait(20)
-            work()
-        except BaseException as error:
-            errors.append(error)
-
-    threads = [threading.Thread(target=run, args=(work,), daemon=True) for work in works]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(50)
-    assert not any(thread.is_alive() for thread in threads), "a thread still waits"
-    if errors:
-        raise errors[0]
 
 
 def body(sender: int, number: int) -> bytes:
