@@ -17,11 +17,10 @@ from anywire.contract.address import Address
 from anywire.contract.errors import AddressError, UnknownWire, Unsupported
 from anywire.contract.traits import Traits
 from anywire.contract.wire import known_schemes, wire_for
+from anywire.ipc import MessageQueue, sysv
 from anywire.wires.plan import HANDSHAKE_TIMEOUT, plan_for
 
 PIPE = "pipe:"
-SMALL = {"mq": 8 << 10, "sysv": 8 << 10}
-"""Bytes of the largest message over wires whose limit the system sets, unless somebody changed it."""
 THREAD_NOTE = "the server is a thread here: it stays in one process"
 
 
@@ -113,7 +112,17 @@ def _why_not(place: Place, directory: Path) -> str:
 
 def largest_file(wanted: Iterable[str] | None) -> int:
     """Bytes of the largest file that one of these wires takes (None: all wires)."""
-    return max((SMALL.get(name, LARGEST) for name in wanted or ()), default=LARGEST)
+    return max((_limit(name) for name in wanted or ()), default=LARGEST)
+
+
+def _limit(name: str) -> int:
+    """Of the demo, or of the system, which sets that of its queues."""
+    limit = LARGEST
+    if name == "mq":
+        limit = min(MessageQueue.limits().msgsize_default, MessageQueue.limits().msgsize_max)
+    elif name == "sysv":
+        limit = min(sysv.limits().msgmax, sysv.limits().msgmnb)
+    return limit if 0 <= limit < LARGEST else LARGEST       # -1: it can't be read
 
 
 def names() -> list[str]:

@@ -166,7 +166,7 @@ def _amount(size: int) -> str:
 async def _send_to_sleeper(address: str, reader: int, seconds: float, tick: Tick) -> dict[str, Any]:
     sent, ahead, waited = 0, 0, 0.0
     async with anywire.connect(address) as channel:
-        size = min(BLOCK, channel.max_message)      # the queues of the system have messages of 8 KiB at most
+        size = min(BLOCK, channel.max_message)      # the system's queues have small messages
         block = bytes(size - 8)
         await channel.send(str(seconds).encode())
         await channel.recv()
