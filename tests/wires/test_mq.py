@@ -9,6 +9,8 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -182,6 +184,85 @@ def test_a_waiting_channel_ends_with_its_listener(name: str) -> None:
             await channel.close()
 
     asyncio.run(main())
+
+
+IN_THE_QUEUE = {"x86_64": ("242 ", "243 "), "aarch64": ("182 ", "183 ")}
+"""How /proc/PID/syscall begins in mq_timedsend(2) and mq_timedreceive(2)."""
+
+
+def waits_in(call: str, thread: threading.Thread) -> None:
+    """Until the thread is in this system call."""
+    while not Path(f"/proc/self/task/{thread.native_id}/syscall").read_text().startswith(call):
+        assert thread.is_alive()
+        time.sleep(0.001)
+
+
+@pytest.mark.skipif(os.uname().machine not in IN_THE_QUEUE, reason="the numbers of its system calls are not known here")
+@pytest.mark.parametrize("how", ["message", "room", "listener", "abort", "sender"])
+def test_a_thread_waits_inside_the_call_and_leaves_it(name: str, how: str) -> None:
+    """On the blocking front without a time-out: for a message, for room, or until somebody ends it."""
+    listener = sync.listen(f"mq://{name}?depth=1")
+    sender = sync.connect(f"mq://{name}")
+    sender.send(b"first")
+    receiver = listener.accept(timeout=20)
+    seen: list[object] = []
+
+    def work() -> None:
+        try:
+            if how in ("room", "sender"):
+                sender.send(b"second")
+                seen.append("sent")
+            else:
+                seen.append(receiver.recv())
+        except anywire.AnywireError as error:
+            seen.append(type(error))
+
+    if how not in ("room", "sender"):
+        assert receiver.recv(timeout=20) == b"first"
+    thread = threading.Thread(target=work)
+    thread.start()
+    waits_in(IN_THE_QUEUE[os.uname().machine][how not in ("room", "sender")], thread)
+    if how == "message":
+        sender.send(b"late")
+    elif how == "room":
+        assert receiver.recv(timeout=20) == b"first"
+    elif how == "listener":
+        listener.close()
+    elif how == "abort":
+        receiver.abort()
+    else:
+        sender.abort()
+    thread.join()
+    ended = {"listener": anywire.EndOfChannel, "abort": anywire.ChannelClosed, "sender": anywire.ChannelClosed}
+    assert seen == [{"message": b"late", "room": "sent"}.get(how, ended.get(how))]
+    for each in (sender, receiver, listener):
+        each.close()
+
+
+def test_a_thread_without_signals_waits_in_another_way(name: str) -> None:
+    """Nothing could interrupt it in the call."""
+    with sync.listen(f"mq://{name}?depth=1") as listener, sync.connect(f"mq://{name}") as sender:
+        sender.send(b"first")
+        receiver = listener.accept(timeout=20)
+        seen: list[object] = []
+
+        def work() -> None:
+            signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+            seen.append(receiver.recv())
+            try:
+                receiver.recv()
+            except anywire.AnywireError as error:
+                seen.append(type(error))
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        while not seen:
+            assert thread.is_alive()
+            time.sleep(0.001)
+        time.sleep(0.01)
+        receiver.abort()
+        thread.join()
+        assert seen == [b"first", anywire.ChannelClosed]
 
 
 def test_ends_do_what_they_can(name: str) -> None:

@@ -23,6 +23,7 @@ cdef class OpenQueue:
     cdef object maker                  # the process that opened it
     cdef int users                     # threads in a system call without the GIL
     cdef aw_waiter* waiting            # those of them whose call only a signal ends
+    cdef unsigned int nudges           # how often `_nudge` was called
     cdef int generation
     cdef bint closing
     cdef int waker                     # eventfd that `close` makes readable; -1: nobody has waited long yet

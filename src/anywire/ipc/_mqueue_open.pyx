@@ -189,6 +189,13 @@ cdef class OpenQueue:
                 if self.waiting != NULL:
                     self.interrupt()
 
+    def _nudge(self):
+        """End the waits of other threads in `_recv_until_nudged` and `_send_until_nudged`."""
+        self.nudges += 1
+        self.current()
+        if self.waiting != NULL:
+            self.interrupt()
+
     cdef int interrupt(self) except -1:
         """End the waits that only a signal ends. The GIL is released between the signals, so that they can end."""
         cdef int64_t end = now() + PATIENCE

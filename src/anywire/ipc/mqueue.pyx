@@ -58,6 +58,8 @@ cdef enum:
     SMALL = 4096                   # bytes that are copied while the GIL is held: releasing it costs more
     NOT_NOW = -2                   # what the calls below answer when the queue is empty or full
     PRIORITIES = 32768             # MQ_PRIO_MAX
+    ONCE = 1                       # try, never wait
+    UNTIL_NUDGED = 2               # try; wait in a blocking call only, which `_nudge` ends
 
 cdef int _number = 0               # the signal that ends a wait
 cdef timespec _past                # of the deadline that never waits; the kernel knows 0 as a special case
@@ -160,9 +162,10 @@ cdef class MessageQueue(NotifyingQueue):
     # -- sending --------------------------------------------------------------------------------------------------------
 
     cdef int put(self, const char* p, Py_ssize_t n, unsigned int priority, bint waits) except -3:
-        """One call. 0, or, if it must not wait, NOT_NOW."""
+        """One call. 0, or, if it must not wait (or was nudged), NOT_NOW."""
         cdef int r, e
         cdef aw_waiter waiter
+        cdef unsigned int nudges = self.nudges
         while True:
             if waits:
                 aw_enlist(&self.waiting, &waiter)
@@ -185,6 +188,8 @@ cdef class MessageQueue(NotifyingQueue):
                 self.refuse_send(e, n, priority)
             PyErr_CheckSignals()
             self.usable()
+            if nudges != self.nudges:
+                return NOT_NOW
 
     cdef int refuse_send(self, int e, Py_ssize_t n, unsigned int priority) except -1:
         if e == EMSGSIZE:
@@ -196,8 +201,8 @@ cdef class MessageQueue(NotifyingQueue):
             fail(e, self.name, "the queue is open for receiving only")
         return fail(e, self.name)
 
-    cdef int send_buffer(self, object data, object priority, object timeout, bint block, bint once) except -3:
-        """`once`: never wait; NOT_NOW if it would have to. Else 0, or raises."""
+    cdef int send_buffer(self, object data, object priority, object timeout, bint block, int once) except -3:
+        """`once`: ONCE, UNTIL_NUDGED or 0. 0, NOT_NOW, or raises."""
         cdef Py_buffer view
         cdef const char* p
         cdef Py_ssize_t n
@@ -221,10 +226,12 @@ cdef class MessageQueue(NotifyingQueue):
                 return self.put(p, n, level, True)
             if self.put(p, n, level, False) == 0:
                 return 0
-            if once:
+            if once == ONCE:
                 return NOT_NOW
             if end < 0 and block and interruptible():
                 return self.put(p, n, level, True)
+            if once:
+                return NOT_NOW
             block = block and self.blocks()
             while True:
                 self.not_now("send", block, end, timeout)
@@ -243,15 +250,20 @@ cdef class MessageQueue(NotifyingQueue):
         time; `block=False`, don't wait.
         Raises TimeoutError, BlockingIOError, ValueError (priority), OSError: EMSGSIZE (too large), EBADF (closed, or
         opened for receiving only)."""
-        self.send_buffer(data, priority, timeout, block, False)
+        self.send_buffer(data, priority, timeout, block, 0)
 
     def _try_send(self, data, priority=0):
         """Whether the message went; never waits."""
-        return self.send_buffer(data, priority, None, False, True) == 0
+        return self.send_buffer(data, priority, None, False, ONCE) == 0
+
+    def _send_until_nudged(self, data, priority=0):
+        """Whether the message went; waits for room in the system call. False: `_nudge` was called, or this thread can't wait
+        so (it has the interrupting signal blocked)."""
+        return self.send_buffer(data, priority, None, True, UNTIL_NUDGED) == 0
 
     async def send_async(self, data, priority=0, timeout=None):
         """As `send`, waiting in the running event loop. A cancelled one has sent nothing."""
-        if self.send_buffer(data, priority, None, False, True) == 0:
+        if self.send_buffer(data, priority, None, False, ONCE) == 0:
             return
         from anywire.ipc import mqueue_async
         await mqueue_async.send(self, data, priority, timeout)
@@ -288,10 +300,11 @@ cdef class MessageQueue(NotifyingQueue):
             PyMem_RawFree(self.spare[self.spares])
 
     cdef Py_ssize_t get(self, char* p, Py_ssize_t n, unsigned int* priority, bint waits) except -3:
-        """One call. The length, or, if it must not wait, NOT_NOW."""
+        """One call. The length, or, if it must not wait (or was nudged), NOT_NOW."""
         cdef Py_ssize_t r
         cdef int e
         cdef aw_waiter waiter
+        cdef unsigned int nudges = self.nudges
         while True:
             if waits:
                 aw_enlist(&self.waiting, &waiter)
@@ -321,17 +334,19 @@ cdef class MessageQueue(NotifyingQueue):
                 fail(e, self.name)
             PyErr_CheckSignals()
             self.usable()
+            if nudges != self.nudges:
+                return NOT_NOW
 
     cdef Py_ssize_t receive(self, char* p, Py_ssize_t n, unsigned int* priority, object timeout, bint block,
-                            bint once) except -3:
-        """The next message's length. `once`: never wait; NOT_NOW if there is none. Between `enter` and `leave`."""
+                            int once) except -3:
+        """The next message's length, or NOT_NOW. `once`: ONCE, UNTIL_NUDGED or 0. Between `enter` and `leave`."""
         cdef Py_ssize_t r
         cdef int64_t end = -1
         cdef bint direct
         if timeout is not None:
             end = deadline(timeout)
         while True:
-            direct = end < 0 and block and not once and interruptible()
+            direct = end < 0 and block and once != ONCE and interruptible()
             r = self.get(p, n, priority, direct)
             if r != NOT_NOW:
                 return r
@@ -339,7 +354,7 @@ cdef class MessageQueue(NotifyingQueue):
                 return NOT_NOW
             self.not_now("recv", block and self.blocks(), end, timeout)
 
-    cdef object next_message(self, bint with_priority, object timeout, bint block, bint once):
+    cdef object next_message(self, bint with_priority, object timeout, bint block, int once):
         cdef unsigned int priority = 0
         cdef Py_ssize_t n
         cdef char* p
@@ -357,7 +372,7 @@ cdef class MessageQueue(NotifyingQueue):
             self.leave()
         return (message, priority) if with_priority else message
 
-    cdef tuple next_into(self, object buffer, object timeout, bint block, bint once):
+    cdef tuple next_into(self, object buffer, object timeout, bint block, int once):
         """(length, priority), or None."""
         cdef unsigned int priority = 0
         cdef Py_buffer view
@@ -378,33 +393,38 @@ cdef class MessageQueue(NotifyingQueue):
 
         Parameters: `timeout`, how many seconds to wait for one, None for any time; `block=False`, don't wait.
         Raises TimeoutError, BlockingIOError, OSError: EBADF (closed, or opened for sending only)."""
-        return self.next_message(False, timeout, block, False)
+        return self.next_message(False, timeout, block, 0)
 
     def recv_with_priority(self, timeout=None, *, bint block=True):
         """As `recv`, with the priority that the message was sent with: (message, priority)."""
-        return self.next_message(True, timeout, block, False)
+        return self.next_message(True, timeout, block, 0)
 
     def recv_into(self, buffer, timeout=None, *, bint block=True):
         """As `recv`, into a writable buffer of at least `message_size` bytes; returns the message's length.
 
         Raises also OSError (EMSGSIZE) for a smaller buffer, whatever message is next: then none is taken."""
-        return self.next_into(buffer, timeout, block, False)[0]
+        return self.next_into(buffer, timeout, block, 0)[0]
 
     def recv_into_with_priority(self, buffer, timeout=None, *, bint block=True):
         """As `recv_into`, with the priority: (length, priority)."""
-        return self.next_into(buffer, timeout, block, False)
+        return self.next_into(buffer, timeout, block, 0)
 
     def _try_recv(self):
         """(message, priority), or None; never waits."""
-        return self.next_message(True, None, False, True)
+        return self.next_message(True, None, False, ONCE)
+
+    def _recv_until_nudged(self):
+        """The next message, waiting for it in the system call. None: `_nudge` was called, or there is none and this thread
+        can't wait so (it has the interrupting signal blocked)."""
+        return self.next_message(False, None, True, UNTIL_NUDGED)
 
     def _try_recv_into(self, buffer):
         """(length, priority), or None; never waits."""
-        return self.next_into(buffer, None, False, True)
+        return self.next_into(buffer, None, False, ONCE)
 
     async def recv_async(self, timeout=None):
         """As `recv`, waiting in the running event loop. A cancelled one has taken nothing."""
-        found = self.next_message(False, None, False, True)
+        found = self.next_message(False, None, False, ONCE)
         if found is None:
             from anywire.ipc import mqueue_async
             found = (await mqueue_async.receive(self, timeout))[0]
@@ -412,7 +432,7 @@ cdef class MessageQueue(NotifyingQueue):
 
     async def recv_with_priority_async(self, timeout=None):
         """As `recv_with_priority`, waiting in the running event loop."""
-        found = self.next_message(True, None, False, True)
+        found = self.next_message(True, None, False, ONCE)
         if found is None:
             from anywire.ipc import mqueue_async
             found = await mqueue_async.receive(self, timeout)
@@ -420,7 +440,7 @@ cdef class MessageQueue(NotifyingQueue):
 
     async def recv_into_async(self, buffer, timeout=None):
         """As `recv_into`, waiting in the running event loop."""
-        found = self.next_into(buffer, None, False, True)
+        found = self.next_into(buffer, None, False, ONCE)
         if found is None:
             from anywire.ipc import mqueue_async
             found = await mqueue_async.receive_into(self, buffer, timeout)
@@ -432,7 +452,7 @@ cdef class MessageQueue(NotifyingQueue):
 
     def __next__(self):
         try:
-            return self.next_message(False, None, True, False)
+            return self.next_message(False, None, True, 0)
         except OSError:
             if self.closing:
                 raise StopIteration from None

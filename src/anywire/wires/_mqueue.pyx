@@ -2,7 +2,9 @@
 """An end of `mq://`: it receives from one message queue of the system, or sends into one, or both. One message of the queue
 is one message, its bytes unchanged.
 
-Never waits: it tries, and the front waits for the queue's descriptor. Both fronts; a thread may receive while another sends.
+The async front tries, and waits for the queue's descriptor. So does the blocking one with a time-out; without, it waits in
+mq_receive(3) and mq_send(3), which hand a message over directly and are one call instead of three. Both fronts; a thread may
+receive while another sends.
 
 What can go wrong: a message over the queue's size (`TooLarge`); an end that only sends, or only receives (`Unsupported`).
 Nobody is seen at the other end, so there is no loss and no end but this one: the listener that is closed ends its channel
@@ -30,6 +32,7 @@ cdef class QueueEndpoint(MessageEndpoint):
     cdef readonly object sender
     cdef readonly int priority
     cdef bint over                       # the listener was closed
+    cdef bint interrupted                # threads of the blocking front are to leave the calls they are in
     cdef int event                       # readable when it was
     cdef object watch                    # epoll of the receiver and the event: what the front waits for
     cdef object on_release
@@ -70,7 +73,10 @@ cdef class QueueEndpoint(MessageEndpoint):
             raise TooLarge(n, self.max_message, address=str(self.address), operation="send", option="message_size",
                            advice=mqueue_limits.advice_for(n))
         try:
-            sent = self.sender._try_send(keep, self.priority)
+            if block and not self.interrupted:
+                sent = self.sender._send_until_nudged(keep, self.priority)
+            else:
+                sent = self.sender._try_send(keep, self.priority)
         except OSError as error:
             self.refuse_closed(error, "send")
         if not sent:
@@ -94,7 +100,12 @@ cdef class QueueEndpoint(MessageEndpoint):
         if self.receiver is None:
             raise Unsupported("this end of a queue only sends", address=str(self.address), operation="recv", advice=WAYS)
         try:
-            found = self.receiver._try_recv()
+            if block and not self.over and not self.interrupted:
+                found = self.receiver._recv_until_nudged()
+            elif (pair := self.receiver._try_recv()) is not None:
+                found = pair[0]
+            else:
+                found = None
         except OSError as error:
             self.refuse_closed(error, "recv")
         if found is None:
@@ -103,13 +114,13 @@ cdef class QueueEndpoint(MessageEndpoint):
                                    operation="recv", unconfirmed=self.sent)
             self.want = READ
             return None
-        if len(found[0]) > self.max_message:
+        if len(found) > self.max_message:
             self.slot.drops += 1
-            raise TooLarge(len(found[0]), self.max_message, address=str(self.address), operation="recv",
+            raise TooLarge(len(found), self.max_message, address=str(self.address), operation="recv",
                            advice="it was dropped; raise max_message= here, or send it in parts")
         self.slot.messages_received += 1
-        self.slot.bytes_received += len(found[0])
-        return found[0]
+        self.slot.bytes_received += len(found)
+        return found
 
     # -- moving to another process --------------------------------------------------------------------------------------
 
@@ -143,6 +154,14 @@ cdef class QueueEndpoint(MessageEndpoint):
         self.over = True
         if self.event >= 0:
             os.eventfd_write(self.event, 1)
+        self.receiver._nudge()
+
+    def interrupt(self):
+        self.interrupted = True
+        for queue in (self.receiver, self.sender):
+            if queue is not None:
+                queue._nudge()
+        MessageEndpoint.interrupt(self)
 
     def refuse(self):
         """Nobody here may write: the message that came goes, for it would only bring this connection again."""
