@@ -127,12 +127,15 @@ def options(description: str | None, rounds: int, seconds: float) -> argparse.Ar
 
 
 class Child:
-    """A process on one CPU that says READY (and more) on a line of its own, and ends when its input does."""
+    """A process on one CPU that says READY (and more) on a line of its own, and ends when its input does.
 
-    def __init__(self, core: int, *command: str | Path, fds: Sequence[int] = ()):
+    `core` None: it goes to its CPU itself.
+    """
+
+    def __init__(self, core: int | None, *command: str | Path, fds: Sequence[int] = ()):
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the child
         self.process = subprocess.Popen(
-            ["taskset", "-c", str(core), *map(str, command)],
+            [*(() if core is None else ("taskset", "-c", str(core))), *map(str, command)],
             cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, pass_fds=fds,
         )
         self.pid = self.process.pid

@@ -6,8 +6,10 @@
     time-outs           a timer set and cancelled at once, 30 s ahead: what every `wait_for` does
     create_task         a task that does nothing, awaited
     sleep(0)            one task giving way
-    thread-safe         another thread: call_soon_threadsafe, then wait for the callback
-    thread-safe flood   another thread schedules as fast as it can
+    thread-safe         a thread on the other CPU: call_soon_threadsafe, then wait for the callback
+    thread-safe, 1 CPU  the same on one CPU
+    thread-safe flood   a thread on the other CPU schedules as fast as it can
+    flood, 1 CPU        the same on one CPU
     sock_recv           64 B there and back between two tasks of the loop, by sock_recv and sock_sendall
     add_reader          64 B there and back between two descriptors' readers
 
@@ -33,7 +35,7 @@ from benchmarks.harness import CLIENT_CORE, SERVER_CORE, Child, Report, options
 
 CLOCK = time.perf_counter
 Measure = Callable[[float], Awaitable[float]]
-TWICE_UVLOOP = ("call_soon chain", "call_soon batch", "call_later", "time-outs", "thread-safe flood")
+TWICE_UVLOOP = ("call_soon chain", "call_soon batch", "call_later", "time-outs", "thread-safe flood", "flood, 1 CPU")
 # Operations of one measurement at --seconds 0.1, as asyncio takes about that long for them.
 COUNTS = {
     "call_soon chain": 60_000,
@@ -43,7 +45,9 @@ COUNTS = {
     "create_task": 20_000,
     "sleep(0)": 30_000,
     "thread-safe": 2_000,
+    "thread-safe, 1 CPU": 2_000,
     "thread-safe flood": 50_000,
+    "flood, 1 CPU": 50_000,
     "sock_recv": 3_000,
     "add_reader": 5_000,
 }
@@ -127,13 +131,13 @@ async def sleep_zero(count: int) -> float:
     return CLOCK() - start
 
 
-async def in_thread(work: Callable[[Callable[[], None]], None]) -> float:
-    """Run `work(finish)` in a thread on the other CPU; the time until `finish` has been heard here."""
+async def in_thread(work: Callable[[Callable[[], None]], None], core: int) -> float:
+    """Run `work(finish)` in a thread on this CPU; the time until `finish` has been heard here."""
     loop = asyncio.get_running_loop()
     done = loop.create_future()
 
     def run() -> None:
-        os.sched_setaffinity(0, {CLIENT_CORE})
+        os.sched_setaffinity(0, {core})
         ready.wait()
         work(lambda: done.set_result(None))
 
@@ -149,7 +153,7 @@ async def in_thread(work: Callable[[Callable[[], None]], None]) -> float:
     return took
 
 
-async def thread_safe(count: int) -> float:
+async def thread_safe(count: int, core: int = CLIENT_CORE) -> float:
     loop, heard = asyncio.get_running_loop(), threading.Semaphore(0)
 
     def work(finish: Callable[[], None]) -> None:
@@ -158,10 +162,14 @@ async def thread_safe(count: int) -> float:
             heard.acquire()
         loop.call_soon_threadsafe(finish)
 
-    return await in_thread(work)
+    return await in_thread(work, core)
 
 
-async def flood(count: int) -> float:
+async def thread_safe_one_cpu(count: int) -> float:
+    return await thread_safe(count, SERVER_CORE)
+
+
+async def flood(count: int, core: int = CLIENT_CORE) -> float:
     loop = asyncio.get_running_loop()
 
     def work(finish: Callable[[], None]) -> None:
@@ -169,7 +177,11 @@ async def flood(count: int) -> float:
             loop.call_soon_threadsafe(nothing)
         loop.call_soon_threadsafe(finish)
 
-    return await in_thread(work)
+    return await in_thread(work, core)
+
+
+async def flood_one_cpu(count: int) -> float:
+    return await flood(count, SERVER_CORE)
 
 
 def two_sockets() -> tuple[socket.socket, socket.socket]:
@@ -241,7 +253,9 @@ PARTS: dict[str, Callable[[int], Awaitable[float]]] = {
     "create_task": create_task,
     "sleep(0)": sleep_zero,
     "thread-safe": thread_safe,
+    "thread-safe, 1 CPU": thread_safe_one_cpu,
     "thread-safe flood": flood,
+    "flood, 1 CPU": flood_one_cpu,
     "sock_recv": sock_recv,
     "add_reader": add_reader,
 }
@@ -263,6 +277,8 @@ async def measure(seconds: float) -> None:
 def main() -> None:
     arguments = options(__doc__, rounds=7, seconds=0.1).parse_args()
     if arguments.serve:
+        # Not before: the harness asks which CPUs there are.
+        os.sched_setaffinity(0, {SERVER_CORE})
         loops.run(arguments.serve, measure(arguments.seconds))
         return
     report = Report("loop_micro: the parts of an event loop", loops.PACKAGES)
@@ -271,7 +287,7 @@ def main() -> None:
     command = (sys.executable, "-m", "benchmarks.loop_micro", "--seconds", str(arguments.seconds), "--serve")
     for number in range(arguments.rounds):
         for name in turns(here, number):
-            with Child(SERVER_CORE, *command, name) as child:
+            with Child(None, *command, name) as child:
                 try:
                     figures = json.loads(child.line(120))
                 except RuntimeError as error:
