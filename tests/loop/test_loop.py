@@ -16,6 +16,7 @@ import time
 import warnings
 import weakref
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -189,6 +190,39 @@ def test_threads_wake_it(loop: Loop) -> None:
     for thread in threads:
         thread.join()
     assert left == 0
+
+
+@pytest.mark.parametrize(("demultiplexer", "left"), [("epoll", 3), ("poll", 0), ("select", 0)])
+def test_what_a_wake_leaves(demultiplexer: str, left: int) -> None:
+    # An epoll reports each write to the eventfd, so nothing is read from it; the others would report one for ever.
+    def counters() -> dict[str, int]:
+        found = {}
+        for fd in os.listdir("/proc/self/fdinfo"):
+            with contextlib.suppress(OSError):              # the directory's own descriptor is gone
+                for line in Path("/proc/self/fdinfo", fd).read_text().splitlines():
+                    if line.startswith("eventfd-count:"):
+                        found[fd] = int(line.split()[1], 16)
+        return found
+
+    def stop_when_asleep(sleeps: int) -> None:
+        while loop.stats().sleeps < sleeps:
+            time.sleep(0)
+        loop.call_soon_threadsafe(loop.stop)
+
+    others = counters()
+    loop = anywire.new_event_loop(demultiplexer=demultiplexer)
+    [fd] = counters().keys() - others.keys()
+    for sleeps in (1, 2, 3):
+        thread = threading.Thread(target=stop_when_asleep, args=[sleeps])
+        thread.start()
+        loop.run_forever()
+        thread.join()
+    assert loop.stats().wakeups == 3
+    assert counters()[fd] == left
+    loop.call_later(0.01, loop.stop)
+    loop.run_forever()
+    assert loop.stats().sleeps == 4
+    loop.close()
 
 
 def test_a_signal_handler_wakes_it(loop: Loop) -> None:

@@ -8,6 +8,7 @@ cdef extern from "anywire/engine/wakeup.h" nogil:
         int counter
         uint64_t written
     int aw_wake(aw_wakeup* w)
+    void aw_heard(aw_wakeup* w)
     void aw_drain(aw_wakeup* w)
 
 

@@ -42,6 +42,13 @@ static inline int aw_wake(aw_wakeup *w)
     return e;
 }
 
+/* For who watches an eventfd edge-triggered in an epoll: each write is reported, whatever the counter was before, so nothing
+   needs to be read (it is full after 2^64 writes). Clear the flag; then look at what there is to do. */
+static inline void aw_heard(aw_wakeup *w)
+{
+    __atomic_store_n(&w->flag, 0, __ATOMIC_SEQ_CST);
+}
+
 /* Make it unreadable and clear the flag; then look at what there is to do. */
 static inline void aw_drain(aw_wakeup *w)
 {

@@ -23,12 +23,14 @@ from anywire.engine._pollers cimport Poller, Pollers
 from anywire.engine._timers cimport monotonic
 from anywire.engine._wakeup cimport Wakeup
 from anywire.engine._watches cimport Watcher, Watches
-from anywire.engine.conditions cimport READ
+from anywire.engine.conditions cimport EDGE, READ
 from anywire.engine.demultiplexers._base cimport Demultiplexer
 from anywire.loop._schedule cimport Waker, install_quick_calls
 
 import threading
 from asyncio import Future, Task
+
+from anywire.engine.conditions import Trigger
 
 cdef double LOOK = 50e-6            # seconds between looks at the descriptors while callbacks are ready
 
@@ -52,7 +54,7 @@ cdef class Core(Descriptors):
         cdef Waker waker = Waker()
         self.watches = Watches(demultiplexer)
         self.wakeup = waker.wakeup = Wakeup()
-        self.watches.add(waker, self.wakeup.fileno(), READ, 0)
+        self.watches.add(waker, self.wakeup.fileno(), READ, EDGE if Trigger.EDGE in demultiplexer.triggers else 0)
         self.spin = spin
         self.slow = slow
         self.count_transports = count_transports

@@ -15,8 +15,9 @@ from cpython.object cimport PyObject, PyTypeObject
 from libc.stdint cimport uint32_t
 
 from anywire.engine._timers cimport TimerQueue, monotonic
-from anywire.engine._wakeup cimport aw_drain, aw_wake
+from anywire.engine._wakeup cimport aw_drain, aw_heard, aw_wake
 from anywire.engine._watches cimport Watcher
+from anywire.engine.conditions cimport EDGE
 from anywire.loop._handles cimport Caller, Handle, TimerHandle, fill, hide, remember_caller, settle, show_context
 
 import os
@@ -54,7 +55,11 @@ cdef class Waker(Watcher):
     """The eventfd by which others end the loop's sleep."""
 
     cdef int ready(self, uint32_t conditions) except -1:
-        aw_drain(&self.wakeup.c)
+        # A level-triggered one must be read, a system call for each time the loop is woken.
+        if self.trigger & EDGE:
+            aw_heard(&self.wakeup.c)
+        else:
+            aw_drain(&self.wakeup.c)
         return 0
 
 
