@@ -106,6 +106,12 @@ def push(peer: PeerSide, *addresses: str, **options: Any) -> list[str]:
     return [str(address) for address in peer.listener.addresses]
 
 
+def until_received(peer: PeerSide, count: int) -> None:
+    """When so many messages have come, whoever took them."""
+    while peer.channel.stats().received < count:
+        time.sleep(0.002)
+
+
 def take_and_report(peer: PeerSide) -> None:
     """Report each number before the next one is taken, so that the test knows what was handed over before a kill."""
     for data in peer.channel:

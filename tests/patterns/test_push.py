@@ -197,6 +197,7 @@ async def test_what_a_killed_puller_had_in_its_hands_is_told(many: Many) -> None
                 await jobs.send(message(number))
             assert await victim.call(roles.take_numbers, 2, 0.002) == [0, 1]
             await until(lambda: jobs.unconfirmed <= 4)      # it came back from the first, and holds the second
+            await victim.call(roles.until_received, 5)      # what was not sent yet would be another's
             victim.kill()
             await until(lambda: told)
             assert told == [1, 2, 3, 4]
@@ -210,6 +211,7 @@ async def test_a_lost_puller_is_logged_and_counted_without_a_callback(many: Many
         for number in range(5):
             await jobs.send(message(number))
         assert await victim.call(roles.take_numbers, 1) == [0]
+        await victim.call(roles.until_received, 5)          # what was not sent yet would be another's
         victim.kill()
         await until(lambda: jobs.stats().died == 1)
         assert 4 <= jobs.lost <= 5                          # the first was in its hands

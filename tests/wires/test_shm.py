@@ -887,14 +887,14 @@ if sys.argv[2] == "async":
         while True:
             message = await channel.recv()
             use = resource.getrusage(resource.RUSAGE_SELF)
-            await channel.send(b"%d %d" % (use.ru_nvcsw + use.ru_nivcsw, (use.ru_utime + use.ru_stime) * 1e6))
+            await channel.send(b"%d %d" % (use.ru_nvcsw, (use.ru_utime + use.ru_stime) * 1e6))
     asyncio.run(main())
 channel = anywire.sync.connect(sys.argv[1], pool="1MiB")
 channel.send(b"ready")
 while True:
     message = channel.recv()
     use = resource.getrusage(resource.RUSAGE_SELF)
-    channel.send(b"%d %d" % (use.ru_nvcsw + use.ru_nivcsw, (use.ru_utime + use.ru_stime) * 1e6))
+    channel.send(b"%d %d" % (use.ru_nvcsw, (use.ru_utime + use.ru_stime) * 1e6))
 """
 
 
@@ -914,6 +914,7 @@ def test_idle_costs_nothing(front):
             channel.send(b"?")
             looks.append(tuple(map(int, channel.recv(timeout=30).split())))
         switches, microseconds = (looks[2][i] - looks[1][i] for i in (0, 1))
+        # How often it went to sleep by itself: how often a busy machine took the CPU from it says nothing.
         assert switches <= 6 and microseconds < 50_000, looks
         channel.abort()
 
@@ -1089,7 +1090,8 @@ def test_dev_shm_is_untouched():
     with pairs() as (ours, theirs):
         ours.send(b"x")
         assert theirs.recv() == b"x"
-        assert {name for name in set(os.listdir("/dev/shm")) - before if "anywire" in name} == set()
+        new = {name for name in set(os.listdir("/dev/shm")) - before if "anywire" in name}
+        until(lambda: not new.intersection(os.listdir("/dev/shm")))     # what other tests make there goes again
 
 
 # --- the layout -------------------------------------------------------------------------------------------------------

@@ -648,7 +648,7 @@ def test_without_descriptors_a_new_peer_waits_and_is_not_lost(front: str) -> Non
             await asyncio.sleep(0)
         else:
             accepting = asyncio.ensure_future(asyncio.to_thread(listener.accept, timeout=WAIT))
-            while not listener._waiting:
+            while not listener._leading:                # it has opened what it waits with
                 await asyncio.sleep(0.001)
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         with bare() as client:
