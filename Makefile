@@ -41,7 +41,7 @@ SOURCES := pyproject.toml meson.build meson.options $(shell find src -type f \
 
 COMPILED := $(subst /,.,$(patsubst src/%.pyx,%,$(sort $(shell find src -name '*.pyx'))))
 
-.PHONY: demo test check check-lint check-types check-layers check-files bench docs wheel fuzz sanitize integration races evidence clean build
+.PHONY: demo test check check-lint check-types check-layers check-files bench docs wheel fuzz sanitize sanitize-build integration races evidence clean build
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.built $(VENV)/.group-cli
@@ -61,9 +61,11 @@ build: $(VENV)/.built
 # The interpreter itself isn't instrumented, so the runtime comes first by LD_PRELOAD, and its own allocator (which hides
 # small overruns) and its leaks (objects that live until exit) are left out. A report of any process fails the target.
 SANITIZE_TESTS ?= tests/engine tests/loop tests/framing tests/contract tests/wires tests/native tests/conformance tests/ipc tests/multiprocessing/test_queues.py
-sanitize:
+sanitize-build:
 	@$(MAKE) --no-print-directory VENV=.venv-sanitize MESON_ARGS="-Csetup-args=-Db_sanitize=address,undefined \
 		-Csetup-args=-Db_lundef=false -Csetup-args=-Doptimization=1" .venv-sanitize/.built .venv-sanitize/.group-test
+
+sanitize: sanitize-build
 	@rm -f build/sanitizer.*
 	LD_PRELOAD=$$(gcc -print-file-name=libasan.so) PYTHONMALLOC=malloc \
 	ASAN_OPTIONS=detect_leaks=0:halt_on_error=1:log_path=$(CURDIR)/build/sanitizer \

@@ -99,6 +99,7 @@ WORKER = """
 """
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("timed", [False, True])
 def test_8_processes_and_8_threads_lose_no_notification(shop: Shop, timed: bool) -> None:
     """One notification for each thing that is put and taken, and no more: one that got lost would leave somebody asleep

@@ -76,6 +76,7 @@ def test_more_than_asked_for_are_closed_and_told(pair: tuple[socket.socket, sock
     assert len(os.listdir("/proc/self/fd")) == before
 
 
+@pytest.mark.processes
 def test_more_than_this_process_may_open() -> None:
     assert run("""
         import os, resource, socket
@@ -207,6 +208,7 @@ def test_tasks_take_what_others_add() -> None:
     asyncio.run(main())
 
 
+@pytest.mark.processes
 def test_a_c_program_counts_on_the_same_eventfd(tmp_path: Path) -> None:
     source = tmp_path / "add.c"
     source.write_text(r"""
@@ -308,6 +310,7 @@ def _child(event: EventFd, timer: TimerFd) -> None:
         event.add(timer.wait(timeout=20) * 100)
 
 
+@pytest.mark.processes
 def test_children_share_them_by_fork_and_by_pickle() -> None:
     with EventFd() as event, TimerFd() as timer:
         for thing in (event, timer):

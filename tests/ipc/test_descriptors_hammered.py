@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
+import pytest
 from ipc_children import run
+
+pytestmark = pytest.mark.processes
 
 # Forked before there are threads; a process that fails ends the program with its status.
 ALL_AT_ONCE = """

@@ -174,6 +174,7 @@ def until_blocked(thread: threading.Thread) -> None:
         time.sleep(0.001)
 
 
+@pytest.mark.processes
 def test_the_shell_is_at_the_other_end(tmp_path: Path) -> None:
     fifo = Fifo.create(tmp_path / "f")
     with fifo.open_reader() as reader, subprocess.Popen(["sh", "-c", f"echo hello > {fifo.path}"]):
@@ -194,6 +195,7 @@ def test_unlinked_names_go_and_open_ends_stay(tmp_path: Path) -> None:
             fifo.open_writer(timeout=1)
 
 
+@pytest.mark.processes
 def test_the_mode_decides_who_may() -> None:
     with tempfile.TemporaryDirectory() as directory, Fifo.create(f"{directory}/f", 0o622) as fifo, fifo.open_reader():
         os.chmod(directory, 0o755)

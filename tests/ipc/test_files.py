@@ -82,6 +82,7 @@ def test_ranges_exclude_where_they_meet(tmp_path: Path) -> None:
         FileLock(path, start=-1)
 
 
+@pytest.mark.processes
 def test_another_process_is_named_and_kill_9_releases(tmp_path: Path) -> None:
     path = str(tmp_path / "lock")
     with started(HOLD, path, "0", "0") as holder:
@@ -100,6 +101,7 @@ def test_another_process_is_named_and_kill_9_releases(tmp_path: Path) -> None:
         lock.release()
 
 
+@pytest.mark.processes
 def test_a_lock_of_the_older_kind_is_named_too(tmp_path: Path) -> None:
     path = tmp_path / "lock"
     program = """
@@ -115,6 +117,7 @@ def test_a_lock_of_the_older_kind_is_named_too(tmp_path: Path) -> None:
             FileLock(path).try_acquire()
 
 
+@pytest.mark.processes
 def test_c_takes_the_same_locks(tmp_path: Path) -> None:
     source = tmp_path / "lock.c"
     source.write_text(r"""
@@ -223,6 +226,7 @@ IDLE = """
 """
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("kind", ["FileLock", "FileLock in a task", "Fifo", "Fifo in a task"])
 def test_a_wait_sleeps_while_nothing_happens(tmp_path: Path, kind: str) -> None:
     """By how often a process went to sleep: it would be 25 times if it looked each 20 ms. How often a busy machine took
@@ -241,6 +245,7 @@ def test_a_wait_sleeps_while_nothing_happens(tmp_path: Path, kind: str) -> None:
     assert switches[1] - switches[0] < 15
 
 
+@pytest.mark.processes
 def test_fork_keeps_it_until_the_child_lets_go(tmp_path: Path) -> None:
     assert run("""
         import os, sys
@@ -309,6 +314,7 @@ COUNT = """
 """
 
 
+@pytest.mark.processes
 def test_threads_and_processes_never_hold_it_at_once(tmp_path: Path) -> None:
     path = tmp_path / "count"
     path.write_text("0")
@@ -338,6 +344,7 @@ def test_records_are_appended_whole(tmp_path: Path) -> None:
     assert sorted(lines) == sorted([letter * 5000 for letter in (b"a", b"b", b"c")] * 100)
 
 
+@pytest.mark.processes
 def test_what_does_not_fit_is_told(tmp_path: Path) -> None:
     assert run("""
         import errno, resource, sys

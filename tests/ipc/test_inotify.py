@@ -177,6 +177,7 @@ def test_tasks_and_threads_wait(tmp_path: Path) -> None:
         assert sorted(found) == names
 
 
+@pytest.mark.processes
 def test_errors_name_the_file_and_the_limit(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError) as caught:
         Watch(tmp_path / "no")
@@ -194,6 +195,7 @@ def test_errors_name_the_file_and_the_limit(tmp_path: Path) -> None:
     """, user=64998) == "True\n"
 
 
+@pytest.mark.processes
 def test_directories_that_may_not_be_read_are_listed() -> None:
     with tempfile.TemporaryDirectory() as directory:
         os.chmod(directory, 0o755)
@@ -207,6 +209,7 @@ def test_directories_that_may_not_be_read_are_listed() -> None:
         """, directory, user=65534) == "['closed']\n"
 
 
+@pytest.mark.processes
 def test_pickle_is_refused_fork_shares_and_dropping_warns(tmp_path: Path) -> None:
     made = [Watch(tmp_path)]
     with pytest.raises(TypeError, match="make one of"):

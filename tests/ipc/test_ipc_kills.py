@@ -11,6 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("kind", ["mutex", "semaphore", "sysv-undo", "mq", "sysv-queue"])
 def test_kills_at_random_moments(kind: str) -> None:
     command = [sys.executable, "evidence/ipc_kills.py", "--kinds", kind, "--kills", "40"]

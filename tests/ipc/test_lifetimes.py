@@ -233,6 +233,7 @@ def test_the_page_and_the_tests_have_the_same_rows() -> None:
     assert list(page()) == list(ROWS)
 
 
+@pytest.mark.processes
 def test_each_cell(left: Left) -> None:
     with started(MAKE, *left.arguments) as maker:
         left.told = line(maker)

@@ -171,6 +171,7 @@ def test_closing_while_a_task_holds_it_is_refused(mutex: Mutex) -> None:
     asyncio.run(main())
 
 
+@pytest.mark.processes
 def test_death_is_told_to_tasks(mutex: Mutex) -> None:
     text = """
         import sys

@@ -178,6 +178,7 @@ def test_a_condition_is_pickled_with_its_mutex(name: str, mutex: Mutex) -> None:
     condition.close()
 
 
+@pytest.mark.processes
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
 def test_without_permission(name: str) -> None:
     Mutex.create(name, 0o644).close()
@@ -305,6 +306,7 @@ def test_time_outs_in_either_thread(mutex: Mutex, portable: bool) -> None:
         holder.join()
 
 
+@pytest.mark.processes
 def test_a_signal_ends_a_wait_of_the_main_thread(mutex: Mutex) -> None:
     text = """
         import sys
@@ -342,6 +344,7 @@ def kill_a_holder(name: str) -> None:
         child.kill()
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("how", ["lock", "try_lock", "waiting"])
 def test_the_next_one_is_told_of_a_death(mutex: Mutex, name: str, how: str) -> None:
     if how == "waiting":
@@ -362,6 +365,7 @@ def test_the_next_one_is_told_of_a_death(mutex: Mutex, name: str, how: str) -> N
         pass
 
 
+@pytest.mark.processes
 def test_unlocked_without_repair_it_is_not_recoverable(mutex: Mutex, name: str) -> None:
     kill_a_holder(name)
     with pytest.raises(OwnerDied):
@@ -375,6 +379,7 @@ def test_unlocked_without_repair_it_is_not_recoverable(mutex: Mutex, name: str) 
     Mutex.create(name).close()
 
 
+@pytest.mark.processes
 def test_with_repairs(name: str) -> None:
     repaired = []
     mutex = Mutex.create(name, repair=lambda: repaired.append(not mutex_free(mutex)))
@@ -404,6 +409,7 @@ def test_a_thread_that_ends_is_a_death_too(mutex: Mutex) -> None:
     mutex.unlock()
 
 
+@pytest.mark.processes
 def test_fork(mutex: Mutex) -> None:
     mutex.lock()
     with warnings.catch_warnings():
@@ -500,6 +506,7 @@ def test_a_wait_ends_when_nobody_can_have_the_mutex_any_more(mutex: Mutex, name:
     condition.close()                       # and the mutex's fixture closes it: nobody holds it
 
 
+@pytest.mark.processes
 def test_a_holder_that_dies_wakes_who_waits_at_the_condition(mutex: Mutex, name: str) -> None:
     """OwnerDied comes out of the wait too. The condition itself is not robust, which the docs say."""
     condition = Condition.create(name + "2", mutex)
@@ -600,6 +607,7 @@ def test_who_waits_when_it_is_closed_goes_on_and_gives_it_back(name: str, what: 
         condition.close()
 
 
+@pytest.mark.processes
 def test_a_forked_child_holds_nothing_of_an_rwlock(name: str) -> None:
     lock = RWLock.create(name)
     lock.write_lock()
@@ -643,6 +651,7 @@ def test_writers_first(name: str) -> None:
         lock.close()
 
 
+@pytest.mark.processes
 def test_a_dead_writer_is_named(name: str) -> None:
     lock = RWLock.create(name)
     text = """
@@ -680,6 +689,7 @@ def add(counter: SharedMemory) -> None:
     counter[:8] = (value(counter) + 1).to_bytes(8, "little")
 
 
+@pytest.mark.processes
 def test_c_programs_share_mutexes(mutex: Mutex, name: str, counter: SharedMemory, c_program: str) -> None:
     with subprocess.Popen([c_program, "count-locked", name, name + "3", "20000"]) as peer:
         for _ in range(2000):
@@ -698,6 +708,7 @@ def test_c_programs_share_mutexes(mutex: Mutex, name: str, counter: SharedMemory
     mutex.unlock()
 
 
+@pytest.mark.processes
 def test_c_programs_share_conditions(mutex: Mutex, name: str, counter: SharedMemory, c_program: str) -> None:
     condition = Condition.create(name + "2", mutex)
     with subprocess.Popen([c_program, "answer-condition", name, name + "2", name + "3", "100"]) as peer:
@@ -710,6 +721,7 @@ def test_c_programs_share_conditions(mutex: Mutex, name: str, counter: SharedMem
     condition.close()
 
 
+@pytest.mark.processes
 def test_c_programs_share_rwlocks(name: str, counter: SharedMemory, c_program: str) -> None:
     lock = RWLock.create(name)
     with subprocess.Popen([c_program, "count-written", name, name + "3", "20000"]) as peer:
@@ -720,6 +732,7 @@ def test_c_programs_share_rwlocks(name: str, counter: SharedMemory, c_program: s
     lock.close()
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("what", ["Mutex", "RWLock"])
 def test_8_processes_and_8_threads(what: str, name: str, counter: SharedMemory) -> None:
     lock: Any = {"Mutex": Mutex, "RWLock": RWLock}[what].create(name)
@@ -761,6 +774,7 @@ def test_8_processes_and_8_threads(what: str, name: str, counter: SharedMemory) 
     lock.close()
 
 
+@pytest.mark.processes
 def test_killed_again_and_again(mutex: Mutex, name: str, counter: SharedMemory) -> None:
     """Holders killed at any moment: somebody always gets it, told or not, and no count goes back."""
     text = """

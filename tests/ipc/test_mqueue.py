@@ -323,6 +323,7 @@ def test_closing_disturbs_nobody_who_has_a_handler_for_the_signal(queue: Message
         signal.signal(signal.SIGURG, old)
 
 
+@pytest.mark.processes
 def test_closing_takes_another_signal_when_somebody_takes_ours(name: str) -> None:
     """Also while a thread waits already."""
     assert children.run("""
@@ -565,6 +566,7 @@ int clock_gettime(clockid_t clock, struct timespec *t) {
 """
 
 
+@pytest.mark.processes
 @pytest.mark.no_sanitize  # which have to be the first to be preloaded
 @pytest.mark.parametrize("step", [-3600, 3600])
 def test_a_step_of_the_clock_does_not_matter(tmp_path: Path, step: int) -> None:
@@ -716,6 +718,7 @@ def test_async_iteration(queue: MessageQueue) -> None:
 # -- limits and permissions -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.processes
 def test_limits_are_named_for_who_has_no_privileges() -> None:
     """In a child without root's rights, and with room for two queues."""
     limits = mqueue_limits.limits()
@@ -751,6 +754,7 @@ def test_limits_are_named_for_who_has_no_privileges() -> None:
     assert "ulimit -n" in lines[3]
 
 
+@pytest.mark.processes
 @pytest.mark.skipif(os.geteuid() != 0, reason="makes a namespace with limits of its own, which root may")
 def test_the_number_of_queues_is_named() -> None:
     program = """
@@ -777,6 +781,7 @@ def test_the_number_of_queues_is_named() -> None:
     assert "sysctl fs.mqueue.queues_max=2" in text and "1 queues already" in text
 
 
+@pytest.mark.processes
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs a second user")
 def test_permissions_are_those_of_files(name: str) -> None:
     with MessageQueue.create(name, 2, 10):
@@ -827,6 +832,7 @@ def test_permissions_are_those_of_files(name: str) -> None:
 # -- other processes --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.processes
 def test_messages_need_no_reader_and_survive_their_writer(name: str) -> None:
     children.run(
         """
@@ -867,6 +873,7 @@ int main(int argc, char **argv) {
 """
 
 
+@pytest.mark.processes
 def test_c_programs_share_the_queue(queue: MessageQueue, tmp_path: Path) -> None:
     source = tmp_path / "copy.c"
     source.write_text(C_PROGRAM)
@@ -887,6 +894,7 @@ def test_c_programs_share_the_queue(queue: MessageQueue, tmp_path: Path) -> None
             process.kill()
 
 
+@pytest.mark.processes
 def test_a_killed_sender_leaves_whole_messages(name: str) -> None:
     with MessageQueue.create(name, 8, 4096, owner=True) as queue:
         program = """
@@ -909,6 +917,7 @@ def test_a_killed_sender_leaves_whole_messages(name: str) -> None:
             assert [int(message[:8]) for message in found] == list(range(1, len(found) + 1))
 
 
+@pytest.mark.processes
 def test_fork(queue: MessageQueue) -> None:
     """The child has the same queue open, with the same O_NONBLOCK; what it closes is its own; it unlinks nothing."""
     program = """
@@ -1101,6 +1110,7 @@ with MessageQueue.open(name) as queue:
 """
 
 
+@pytest.mark.processes
 def test_eight_processes_lose_nothing(name: str) -> None:
     """Four send, three receive, and this one too: waiting for ever, with time-outs, and in tasks that are cancelled."""
     with MessageQueue.create(name, 4, 16, owner=True) as queue:

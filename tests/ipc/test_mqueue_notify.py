@@ -85,6 +85,7 @@ def test_once_is_once_and_only_into_the_empty_queue(queue: MessageQueue) -> None
     assert told.empty()
 
 
+@pytest.mark.processes
 def test_one_at_a_time(queue: MessageQueue) -> None:
     with queue.notify(print, once=True):
         for ask in (lambda: queue.notify(print), lambda: queue.notify_signal(signal.SIGUSR1)):
@@ -110,6 +111,7 @@ def test_one_at_a_time(queue: MessageQueue) -> None:
         pass
 
 
+@pytest.mark.processes
 def test_who_is_blocked_receiving_gets_it_and_nobody_is_told(queue: MessageQueue) -> None:
     program = """
         import os, sys
@@ -201,6 +203,7 @@ def test_in_the_event_loop(queue: MessageQueue) -> None:
     assert set(os.listdir("/proc/self/fd")) <= before
 
 
+@pytest.mark.processes
 def test_by_signal(queue: MessageQueue) -> None:
     """With the value, and who sent the message; once. In a process with one thread, which blocks the signal."""
     program = """
@@ -236,6 +239,7 @@ def test_by_signal(queue: MessageQueue) -> None:
     children.run(program, str(queue.name))
 
 
+@pytest.mark.processes
 def test_a_forked_child_has_none(queue: MessageQueue) -> None:
     program = """
         import os, queue as queues

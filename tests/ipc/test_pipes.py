@@ -54,6 +54,7 @@ def test_the_size_is_read_and_set_from_both_ends() -> None:
             reader.resize(1 << 40)
 
 
+@pytest.mark.processes
 def test_the_limit_of_the_size_is_named() -> None:
     print_error = """
         from pathlib import Path
@@ -227,6 +228,7 @@ def test_closing_ends_the_waits_of_tasks() -> None:
     asyncio.run(main())
 
 
+@pytest.mark.processes
 def test_another_program_gets_a_blocking_end_of_its_own() -> None:
     with pipe() as (reader, writer):
         end = reader.reopen()
@@ -238,6 +240,7 @@ def test_another_program_gets_a_blocking_end_of_its_own() -> None:
         assert not os.get_blocking(reader.fileno())
 
 
+@pytest.mark.processes
 def test_a_forked_child_shares_the_pipe_and_closes_for_itself() -> None:
     assert run("""
         import os
@@ -260,6 +263,7 @@ def _write(writer: PipeWriter) -> None:
         writer.write(b"spawned")
 
 
+@pytest.mark.processes
 def test_pickle_is_for_processes_being_started() -> None:
     with pipe() as (reader, writer):
         with pytest.raises(TypeError, match="send_fds"):
@@ -292,6 +296,7 @@ def test_inherited_descriptors_become_ends() -> None:
         assert reader.read() == b""
 
 
+@pytest.mark.processes
 def test_a_signal_that_comes_while_waiting_is_handled_and_the_wait_goes_on() -> None:
     assert run("""
         import os, signal, threading

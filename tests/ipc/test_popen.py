@@ -12,6 +12,8 @@ import pytest
 
 from anywire.ipc import popen
 
+pytestmark = pytest.mark.processes
+
 
 def test_reading_gives_the_output_and_the_status() -> None:
     with popen(["sh", "-c", "echo out; exit 3"]) as command:

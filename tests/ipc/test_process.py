@@ -18,6 +18,7 @@ from anywire.ipc import Process, pipe
 SLEEP = ["sleep", "600"]
 
 
+@pytest.mark.processes
 def test_a_child_s_end_is_told() -> None:
     for command, status in ((["sh", "-c", "exit 4"], 4), (["sh", "-c", "kill -USR1 $$"], -signal.SIGUSR1)):
         child = subprocess.Popen(command)
@@ -31,6 +32,7 @@ def test_a_child_s_end_is_told() -> None:
         child.returncode = status                   # its end was taken; subprocess would ask again
 
 
+@pytest.mark.processes
 def test_time_outs_and_signals() -> None:
     with subprocess.Popen(SLEEP) as child, Process(child.pid) as process:
         for timeout in (0, 0.01):
@@ -44,6 +46,7 @@ def test_time_outs_and_signals() -> None:
         child.returncode = -signal.SIGTERM
 
 
+@pytest.mark.processes
 def test_of_others_the_end_but_not_the_status_is_told() -> None:
     with started("""
         import subprocess
@@ -61,6 +64,7 @@ def test_of_others_the_end_but_not_the_status_is_told() -> None:
             assert process.wait(timeout=30) is None             # subprocess was faster
 
 
+@pytest.mark.processes
 def test_who_is_not_there() -> None:
     child = subprocess.Popen(["true"])
     child.wait()
@@ -77,6 +81,7 @@ def test_who_is_not_there() -> None:
         assert process.pid == os.getpid() and process.alive
 
 
+@pytest.mark.processes
 def test_after_its_end_its_number_means_nobody() -> None:
     assert run("""
         import subprocess
@@ -91,6 +96,7 @@ def test_after_its_end_its_number_means_nobody() -> None:
     """) == "gone\n"
 
 
+@pytest.mark.processes
 def test_tasks_wait() -> None:
     async def main() -> None:
         child = subprocess.Popen(SLEEP)
@@ -107,6 +113,7 @@ def test_tasks_wait() -> None:
     asyncio.run(main())
 
 
+@pytest.mark.processes
 def test_a_copy_of_its_descriptor() -> None:
     with pipe() as (reader, writer):
         child = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=writer.reopen())
@@ -125,6 +132,7 @@ def test_a_copy_of_its_descriptor() -> None:
         assert reader.pending == 0
 
 
+@pytest.mark.processes
 def test_copying_needs_the_right_to_trace() -> None:
     assert run("""
         from anywire.ipc import Process

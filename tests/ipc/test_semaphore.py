@@ -130,6 +130,7 @@ def test_values_that_cannot_be(name: str) -> None:
     full.close()
 
 
+@pytest.mark.processes
 def test_mode_and_umask(name: str) -> None:
     run(
         """
@@ -145,6 +146,7 @@ def test_mode_and_umask(name: str) -> None:
     assert (status.st_uid, status.st_gid) == (os.geteuid(), os.getegid())  # open-13
 
 
+@pytest.mark.processes
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
 def test_without_permission(name: str) -> None:
     Semaphore.create(name, mode=0o644).close()  # readable is not enough: it must be writable
@@ -354,6 +356,7 @@ def test_collected_while_open(name: str) -> None:
 # -- other processes
 
 
+@pytest.mark.processes
 def test_pickle_and_fork(name: str) -> None:
     semaphore = Semaphore.create(name, owner=True)
     copy = pickle.loads(pickle.dumps(semaphore))
@@ -381,6 +384,7 @@ def test_pickle_and_fork(name: str) -> None:
     semaphore.close()
 
 
+@pytest.mark.processes
 def test_c_programs_share_named_ones(name: str, c_program: str) -> None:
     """open-14, and the other way round."""
     there = name + "2"
@@ -396,6 +400,7 @@ def test_c_programs_share_named_ones(name: str, c_program: str) -> None:
     back.close()
 
 
+@pytest.mark.processes
 def test_c_programs_share_placed_ones(name: str, c_program: str) -> None:
     """init-3, and that a sem_t has the size that C says."""
     size = subprocess.run([c_program, "size-of-sem_t"], check=True, capture_output=True, text=True).stdout
@@ -417,6 +422,7 @@ def test_c_programs_share_placed_ones(name: str, c_program: str) -> None:
     os.unlink(path)
 
 
+@pytest.mark.processes
 def test_killed_with_a_unit(name: str) -> None:
     """wait-4 too. Its units are gone; that nobody has it open any more shows that they are."""
     semaphore = Semaphore.create(name, 1)
@@ -438,6 +444,7 @@ def test_killed_with_a_unit(name: str) -> None:
     semaphore.close()
 
 
+@pytest.mark.processes
 def test_8_processes_and_8_threads(name: str) -> None:
     """A counter that is read and written in two steps, under a semaphore of value 1: nothing may be lost."""
     path = "/dev/shm" + name
@@ -609,6 +616,7 @@ def test_closing_while_a_task_waits(semaphore: Semaphore, helpers: str) -> None:
     asyncio.run(main())
 
 
+@pytest.mark.processes
 def test_the_helper_sleeps_while_nothing_happens(name: str) -> None:
     """CPU time of a process whose task waits for a second, and which then is told by another process."""
     if not semaphore_waits._waits.at_once:
@@ -639,6 +647,7 @@ def test_the_helper_sleeps_while_nothing_happens(name: str) -> None:
     semaphore.close()
 
 
+@pytest.mark.processes
 def test_import_is_lazy() -> None:
     text = "import sys, anywire, anywire.ipc; print([m for m in sys.modules if m.startswith('anywire.ipc.')])"
     assert subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=True).stdout == "[]\n"

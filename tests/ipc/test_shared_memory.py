@@ -136,6 +136,7 @@ def test_no_descriptors_left(name: str) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
+@pytest.mark.processes
 def test_mode_and_umask(name: str) -> None:
     run(
         """
@@ -152,6 +153,7 @@ def test_mode_and_umask(name: str) -> None:
         assert (status.st_uid, status.st_gid) == (os.geteuid(), os.getegid())  # open-16, open-17
 
 
+@pytest.mark.processes
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
 def test_without_permission(name: str) -> None:
     """open-32, open-34, unlink-9; reading is allowed to all."""
@@ -184,6 +186,7 @@ def test_unlinking(name: str) -> None:
             assert bytes(old) == b"past" and bytes(new) == bytes(4)  # unlink-3
 
 
+@pytest.mark.processes
 def test_only_an_owner_removes_the_name(name: str) -> None:
     owner = SharedMemory.create(name, 10, owner=True)
     owner[0] = 9
@@ -331,6 +334,7 @@ def test_pickle(memory: SharedMemory) -> None:
         pickle.dumps(nameless)
 
 
+@pytest.mark.processes
 def test_c_programs_share_it(name: str, c_program: str) -> None:
     with SharedMemory.create(name, 5000) as memory:
         memory[:2] = b"ab"
@@ -342,6 +346,7 @@ def test_c_programs_share_it(name: str, c_program: str) -> None:
         theirs.unlink()
 
 
+@pytest.mark.processes
 def test_killed_processes(name: str) -> None:
     """What was written stays, the name stays, and who has it mapped is known."""
     text = """
@@ -361,6 +366,7 @@ def test_killed_processes(name: str) -> None:
             assert memory.processes() == [os.getpid()] and memory[0] == 1
 
 
+@pytest.mark.processes
 def test_8_processes_meet_at_one_name(name: str) -> None:
     """All create_or_open at the same time: it is one object (open-23), of its full size for each of them."""
     text = """
@@ -471,6 +477,7 @@ def test_huge_pages(name: str) -> None:
         assert "nr_hugepages" in str(error) or "df" in str(error), error
 
 
+@pytest.mark.processes
 @pytest.mark.no_sanitize
 def test_cut_off_memory_kills_unless_sealed(name: str) -> None:
     """The system's rule, as the docs tell it: SIGBUS."""

@@ -10,7 +10,10 @@ import sys
 import textwrap
 from pathlib import Path
 
+import pytest
 from ipc_children import PATIENCE, line, run, started
+
+pytestmark = pytest.mark.processes
 
 HEAD = """
 import asyncio, os, pickle, signal, subprocess, sys, threading, time

@@ -135,12 +135,14 @@ def test_an_address_may_be_asked_for(memory: SharedMemory) -> None:
             other.attach(address=memory.address)
 
 
+@pytest.mark.processes
 def test_a_c_program_shares_the_memory(memory: SharedMemory) -> None:
     memory.buf[10:16] = b"Python"
     assert c("shm", memory.key, 10, "from C") == "Python"
     assert bytes(memory.buf[10:16]) == b"from C"
 
 
+@pytest.mark.processes
 def test_fork_shares_and_pickle_attaches(memory: SharedMemory) -> None:
     children.run("""
         import os, sys
@@ -173,6 +175,7 @@ def test_an_owner_that_is_forgotten_removes_and_warns() -> None:
         SharedMemory.from_id(ident)
 
 
+@pytest.mark.processes
 def test_a_killed_process_has_detached(memory: SharedMemory) -> None:
     program = """
         import sys
@@ -189,6 +192,7 @@ def test_a_killed_process_has_detached(memory: SharedMemory) -> None:
     assert memory.attach_count == 1
 
 
+@pytest.mark.processes
 @pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
 def test_the_mode_decides() -> None:
     program = """
@@ -207,6 +211,7 @@ def test_the_mode_decides() -> None:
             assert children.run(program, str(memory.key), user=NOBODY).split() == expected
 
 
+@pytest.mark.processes
 @pytest.mark.skipif(os.geteuid() != 0, reason="makes an IPC namespace")
 def test_the_limits_are_named() -> None:
     said = children.run(NAMESPACE + """

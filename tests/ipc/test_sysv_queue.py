@@ -90,6 +90,7 @@ def test_any_buffer_goes_and_any_length_arrives(queue: MessageQueue) -> None:
     assert queue.recv() == (b"", 1 << 62)
 
 
+@pytest.mark.processes
 @pytest.mark.skipif(os.geteuid() != 0, reason="makes an IPC namespace")
 def test_messages_above_8192_bytes_arrive_once_the_limit_is_raised() -> None:
     children.run(NAMESPACE + """
@@ -165,6 +166,7 @@ def test_keys_above_two_to_the_31_are_those_of_c() -> None:
         assert MessageQueue.open(-256).id == queue.id
 
 
+@pytest.mark.processes
 def test_ftok_is_the_c_librarys(tmp_path: object) -> None:
     assert sysv.ftok(__file__, 65) == int(c("ftok", __file__, 65))
     for project in (0, 256):
@@ -293,6 +295,7 @@ def test_a_time_out_works_where_all_signals_are_blocked(queue: MessageQueue) -> 
     assert signal.SIGRTMAX - 5 in done[0], "the mask is as it was"
 
 
+@pytest.mark.processes
 def test_another_signal_is_taken_when_somebody_takes_ours() -> None:
     children.run("""
         import signal
@@ -427,6 +430,7 @@ def test_a_loop_that_closes_takes_nothing(queue: MessageQueue) -> None:
 # Processes.
 
 
+@pytest.mark.processes
 def test_a_c_program_shares_the_queue(queue: MessageQueue) -> None:
     queue.send(b"from Python", 5)
     assert c("recv", queue.key, 5) == "5 from Python"
@@ -434,6 +438,7 @@ def test_a_c_program_shares_the_queue(queue: MessageQueue) -> None:
     assert queue.recv(-10) == (b"from C", 6)
 
 
+@pytest.mark.processes
 def test_fork_shares_and_the_parent_owns() -> None:
     children.run("""
         import os
@@ -453,6 +458,7 @@ def test_fork_shares_and_the_parent_owns() -> None:
     """)
 
 
+@pytest.mark.processes
 def test_a_forked_child_waits_in_a_loop_of_its_own(queue: MessageQueue) -> None:
     children.run("""
         import asyncio, os, sys
@@ -505,6 +511,7 @@ def test_a_closed_reference_refuses(queue: MessageQueue) -> None:
     queue.send(b"the queue lives")
 
 
+@pytest.mark.processes
 @pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
 def test_the_mode_decides() -> None:
     program = """
@@ -530,6 +537,7 @@ def test_the_mode_decides() -> None:
             assert children.run(program, str(queue.key), user=NOBODY).splitlines() == expected
 
 
+@pytest.mark.processes
 @pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
 def test_more_bytes_than_a_user_may_have_names_the_limit() -> None:
     program = """
@@ -542,6 +550,7 @@ def test_more_bytes_than_a_user_may_have_names_the_limit() -> None:
     assert "sysctl -w kernel.msgmnb=" in children.run(program, user=NOBODY)
 
 
+@pytest.mark.processes
 @pytest.mark.skipif(os.geteuid() != 0, reason="makes an IPC namespace")
 def test_no_more_queues_names_the_limit() -> None:
     said = children.run(NAMESPACE + """
@@ -565,6 +574,7 @@ WORKER = """
 """
 
 
+@pytest.mark.processes
 def test_threads_and_processes_hammer_it_and_nothing_is_lost(queue: MessageQueue) -> None:
     each = 100
     answers: Counter[bytes] = Counter()
@@ -592,6 +602,7 @@ def test_threads_and_processes_hammer_it_and_nothing_is_lost(queue: MessageQueue
             worker.__exit__(None, None, None)
 
 
+@pytest.mark.processes
 def test_a_sender_killed_in_mid_send_tears_nothing(queue: MessageQueue) -> None:
     program = """
         import sys

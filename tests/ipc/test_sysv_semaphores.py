@@ -180,6 +180,7 @@ def test_opening_by_intent() -> None:
         assert sems.stat().mode == 0o040
 
 
+@pytest.mark.processes
 def test_who_opens_waits_for_the_creators_initialisation() -> None:
     key = some_key()
     command = [compiled(), "semget", str(key), "3"]
@@ -207,6 +208,7 @@ def test_who_opens_waits_for_the_creators_initialisation() -> None:
     SemaphoreSet.unlink(key)
 
 
+@pytest.mark.processes
 def test_of_many_who_create_or_open_one_initialises() -> None:
     program = """
         import sys
@@ -236,6 +238,7 @@ def test_of_many_who_create_or_open_one_initialises() -> None:
 # Undo.
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("undo", [True, False])
 def test_a_killed_process_gives_back_with_undo_only(sems: SemaphoreSet, undo: bool) -> None:
     program = """
@@ -259,6 +262,7 @@ def test_a_killed_process_gives_back_with_undo_only(sems: SemaphoreSet, undo: bo
         assert sems.values == [0, 0, 2]
 
 
+@pytest.mark.processes
 def test_undo_belongs_to_the_process(sems: SemaphoreSet) -> None:
     """Not to the thread that acquired, which has ended; nor to a forked child."""
     children.run("""
@@ -326,6 +330,7 @@ def test_a_cancelled_task_has_taken_nothing(sems: SemaphoreSet) -> None:
 # Processes.
 
 
+@pytest.mark.processes
 def test_a_c_program_shares_the_set(sems: SemaphoreSet) -> None:
     sems.set_value(1, 4)
     c("semop", sems.key, 1, -3)
@@ -343,6 +348,7 @@ def test_a_pickled_set_is_the_same_one_and_closing_it_leaves_it(sems: SemaphoreS
     assert sems.values == [1, 1, 5]
 
 
+@pytest.mark.processes
 @pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
 def test_the_mode_decides() -> None:
     program = """
@@ -365,6 +371,7 @@ def test_the_mode_decides() -> None:
             assert children.run(program, str(sems.key), user=NOBODY).strip() == expected
 
 
+@pytest.mark.processes
 @pytest.mark.skipif(os.geteuid() != 0, reason="makes an IPC namespace")
 def test_the_limits_are_named() -> None:
     said = children.run(NAMESPACE + """
@@ -402,6 +409,7 @@ WORKER = """
 """
 
 
+@pytest.mark.processes
 def test_threads_and_processes_count_under_a_semaphore_and_nothing_is_lost(sems: SemaphoreSet) -> None:
     from anywire.ipc.sysv import SharedMemory
 
