@@ -176,7 +176,7 @@ cdef class Watches:
             count -= 1
             report = self.demultiplexer.ready[self.first]
             self.first += 1
-            slot = report.token & 0xFFFFFFFF
+            slot = <uint32_t> report.token              # a mask would be a Python int, and so would all of it
             watcher = None
             if slot < <uint64_t> len(self.watchers):
                 watcher = <Watcher> self.watchers[slot]
