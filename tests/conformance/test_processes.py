@@ -27,6 +27,8 @@ INTERRUPT = "safe cancellation"
 MOVE = "moves to another process"
 
 
+@pytest.mark.no_sanitize  # forks beside other threads: gcc's ASan may hold its allocator's lock at that moment
+@pytest.mark.no_sanitize  # as above
 @holds(FORK)
 async def test_a_forked_child_is_refused_everything(world: World) -> None:
     """Also on the wire between threads: the process under test opens both ends itself, then forks."""

@@ -654,20 +654,20 @@ def test_busy_poll(pair: tuple[socket.socket, socket.socket]) -> None:
 
 
 def test_figures() -> None:
-    loop = anywire.new_event_loop(slow_callbacks=0.005)
-
     async def slow_one() -> None:
         time.sleep(0.006)
         await asyncio.sleep(0.01)
 
-    loop.run_until_complete(loop.create_task(slow_one(), name="culprit"))
-    figures = loop.stats()
-    assert [name.split(":")[0] for name, _ in figures.slow] == ["culprit"] and "slow_one" in figures.slow[0][0]
-    assert figures.slow[0][1] >= 0.006
-    assert 0.009 <= figures.slept <= figures.seconds - 0.006
-    assert 0 < figures.utilisation < 1
-    assert figures.callbacks >= 3 and figures.turns >= 2 and figures.sleeps >= 1 and figures.watched == 2
-    loop.close()
+    with contextlib.closing(anywire.new_event_loop(slow_callbacks=0.005)) as loop:
+        loop.run_until_complete(loop.create_task(slow_one(), name="culprit"))
+        figures = loop.stats()
+        # A busy machine makes any callback slow; the first one is.
+        assert figures.slow[0][0].split(":")[0] == "culprit" and "slow_one" in figures.slow[0][0]
+        assert figures.slow[0][1] >= 0.006 and all(took >= 0.005 for _, took in figures.slow)
+        assert len(figures.slow) < figures.callbacks
+        assert 0.009 <= figures.slept <= figures.seconds - 0.006
+        assert 0 < figures.utilisation < 1
+        assert figures.callbacks >= 3 and figures.turns >= 2 and figures.sleeps >= 1 and figures.watched == 2
 
 
 def test_debug_mode(loop: Loop) -> None:
