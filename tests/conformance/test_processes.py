@@ -28,7 +28,6 @@ MOVE = "moves to another process"
 
 
 @pytest.mark.no_sanitize  # forks beside other threads: gcc's ASan may hold its allocator's lock at that moment
-@pytest.mark.no_sanitize  # as above
 @holds(FORK)
 async def test_a_forked_child_is_refused_everything(world: World) -> None:
     """Also on the wire between threads: the process under test opens both ends itself, then forks."""
@@ -39,6 +38,7 @@ async def test_a_forked_child_is_refused_everything(world: World) -> None:
     assert after == b"the parent goes on"
 
 
+@pytest.mark.no_sanitize  # as above
 @holds(FORK, processes)
 async def test_the_peer_sees_no_end_when_the_child_exits(world: World) -> None:
     channel, peer, forking = await world.opened_by(roles.dial_fork_and_send, world.front.name)
