@@ -7,6 +7,7 @@ cdef extern from "anywire/ipc/interrupt_timer.h" nogil:
         pass
 
 cdef int interrupting_signal() except -1      # its number; a handler that does nothing is installed
+cdef int known_signal() except -1             # the same, looked for by the first call only: for who asks before each wait
 
 cdef class Interrupt:
     cdef timer_t timer

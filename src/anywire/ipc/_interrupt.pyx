@@ -28,6 +28,16 @@ cdef int interrupting_signal() except -1:
     return number if number >= 0 else fail(errno, None, "no real-time signal is free to end a wait with")
 
 
+cdef int _known = 0
+
+
+cdef int known_signal() except -1:
+    global _known
+    if _known == 0:
+        _known = interrupting_signal()
+    return _known
+
+
 cdef class Interrupt:
     """The means to end one blocking call."""
 

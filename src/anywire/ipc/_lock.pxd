@@ -64,6 +64,7 @@ cdef class Lock:
     cdef int refuse(self) except -1
     cdef void look(self) noexcept
     cdef aw_lock *still(self) except NULL
+    cdef void enter(self) noexcept
     cdef int leave(self) except -1
     cdef int part(self) except -1
     cdef int put(self, str path, object mode, int how) except -1

@@ -164,8 +164,7 @@ cdef class Lock:
     def _enter(self):
         if self.at is NULL:
             self.refuse()
-        self.look()
-        self.users += 1
+        self.enter()
 
     def _leave(self):
         self.leave()
@@ -174,6 +173,11 @@ cdef class Lock:
         """So many calls more (or less) go on that a cancelled task left behind."""
         self.look()
         self.passing += calls
+
+    cdef void enter(self) noexcept:
+        """Somebody is inside a call: the memory stays until `leave`."""
+        self.look()
+        self.users += 1
 
     cdef int leave(self) except -1:
         self.look()

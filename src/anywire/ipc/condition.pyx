@@ -112,10 +112,8 @@ cdef class Condition(Lock):
             self.mutex.refuse()
         end = deadline(timeout)
         place, mutex = self.place, self.mutex.place
-        self.look()
-        self.mutex.look()
-        self.users += 1
-        self.mutex.users += 1
+        self.enter()
+        self.mutex.enter()
         try:
             while True:
                 seen = aw_notifications(place)

@@ -178,8 +178,7 @@ cdef class Mutex(Lock):
         if e != EBUSY:
             return self.took(e)
         end = deadline(timeout)
-        self.look()
-        self.users += 1
+        self.enter()
         try:
             while True:
                 with nogil:

@@ -200,8 +200,7 @@ cdef class RWLock(Lock):
         if e != EBUSY:
             return self.failed(e, timeout)
         end = deadline(timeout)
-        self.look()
-        self.users += 1
+        self.enter()
         try:
             while True:
                 with nogil:
