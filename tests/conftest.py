@@ -4,19 +4,14 @@ ANYWIRE_CONFORMANCE_RESULT=file: write {wire: {front: {guarantee: {scenario: pas
 scripts/guarantee_table.py. It is here and not beside the suite because under xdist the controlling process, which gets
 all reports, loads only the conftest files of the directories that it was given.
 
-All message queues of a user count together (RLIMIT_MSGQUEUE), and several tests run at a time: they get more room
-than the ten queues that the system allows, where that may be raised (CAP_SYS_RESOURCE).
-
 A run in the background, or under nohup, inherits ignored signals, and so would all that the tests start; those that
 press Ctrl-C or hang up need them as they are at a terminal.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import resource
 import signal
 from pathlib import Path
 from typing import Any
@@ -43,13 +38,7 @@ class Results:
             self.path.write_text(json.dumps(self.results, indent=1, sort_keys=True) + "\n")
 
 
-RLIMIT_MSGQUEUE = 12
-ROOM_OF_QUEUES = 64 << 20
-
-
 def pytest_configure(config: pytest.Config) -> None:
-    with contextlib.suppress(ValueError, OSError):              # not allowed, or not Linux
-        resource.setrlimit(RLIMIT_MSGQUEUE, (ROOM_OF_QUEUES, ROOM_OF_QUEUES))
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
