@@ -409,26 +409,32 @@ def test_a_thread_that_ends_is_a_death_too(mutex: Mutex) -> None:
     mutex.unlock()
 
 
-@pytest.mark.processes
-def test_fork(mutex: Mutex) -> None:
-    mutex.lock()
+def in_child(function: Callable[[], object]) -> None:
+    """Call it in a forked child, where it must not raise."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         child = os.fork()
     if child == 0:
         status = 1
         try:
-            try:
-                mutex.unlock()  # its parent holds it, it doesn't
-            except PermissionError:
-                try:
-                    mutex.lock(timeout=0.02)
-                except TimeoutError:
-                    mutex.close()
-                    status = 0
+            function()
+            status = 0
         finally:
             os._exit(status)
-    assert os.waitpid(child, 0)[1] == 0
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+@pytest.mark.processes
+def test_fork(mutex: Mutex) -> None:
+    def child() -> None:
+        with pytest.raises(PermissionError):
+            mutex.unlock()  # its parent holds it, it doesn't
+        with pytest.raises(TimeoutError):
+            mutex.lock(timeout=0.02)
+        mutex.close()
+
+    mutex.lock()
+    in_child(child)
     mutex.unlock()
 
 
@@ -609,23 +615,14 @@ def test_who_waits_when_it_is_closed_goes_on_and_gives_it_back(name: str, what: 
 
 @pytest.mark.processes
 def test_a_forked_child_holds_nothing_of_an_rwlock(name: str) -> None:
+    def child() -> None:
+        with pytest.raises(PermissionError):
+            lock.unlock()
+        lock.close()
+
     lock = RWLock.create(name)
     lock.write_lock()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            try:
-                lock.unlock()
-            except PermissionError:
-                status = 2
-                lock.close()
-                status = 0
-        finally:
-            os._exit(status)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    in_child(child)
     assert lock.writer == os.getpid() and not lock.try_read_lock()
     lock.unlock()
     lock.close()
