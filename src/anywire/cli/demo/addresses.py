@@ -119,9 +119,11 @@ def _limit(name: str) -> int:
     """Of the demo, or of the system, which sets that of its queues."""
     limit = LARGEST
     if name == "mq":
-        limit = min(MessageQueue.limits().msgsize_default, MessageQueue.limits().msgsize_max)
+        posix = MessageQueue.limits()
+        limit = min(posix.msgsize_default, posix.msgsize_max)
     elif name == "sysv":
-        limit = min(sysv.limits().msgmax, sysv.limits().msgmnb)
+        system_v = sysv.limits()
+        limit = min(system_v.msgmax, system_v.msgmnb)
     return limit if 0 <= limit < LARGEST else LARGEST       # -1: it can't be read
 
 
