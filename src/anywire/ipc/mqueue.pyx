@@ -27,7 +27,7 @@ from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
 from libc.errno cimport EAGAIN, EBADF, EINTR, EMSGSIZE, ETIMEDOUT, errno
 from libc.stdint cimport int64_t
 from posix.time cimport timespec
-from anywire.ipc._interrupt cimport interrupting_signal
+from anywire.ipc._interrupt cimport known_signal
 from anywire.ipc._mqueue_notify cimport NotifyingQueue
 from anywire.ipc._mqueue_open cimport OpenQueue, aw_delist, aw_enlist, aw_interruptible, aw_waiter
 from anywire.ipc._system cimport as_timespec, deadline, fail, failure, left
@@ -61,20 +61,16 @@ cdef enum:
     ONCE = 1                       # try, never wait
     UNTIL_NUDGED = 2               # try; wait in a blocking call only, which `_nudge` ends
 
-cdef int _number = 0               # the signal that ends a wait
 cdef timespec _past                # of the deadline that never waits; the kernel knows 0 as a special case
 _past.tv_sec = _past.tv_nsec = 0
 
 
 cdef bint interruptible() noexcept:
     """Whether a signal can end a call of this thread: one is free, and the thread has not blocked it."""
-    global _number
-    if _number == 0:
-        try:
-            _number = interrupting_signal()
-        except OSError:
-            return False
-    return aw_interruptible(_number)
+    try:
+        return aw_interruptible(known_signal())
+    except OSError:
+        return False
 
 
 cdef unsigned int checked(object priority) except? 40000:

@@ -22,7 +22,7 @@ from libc.string cimport memcpy
 from anywire.contract cimport counters
 from anywire.contract.endpoint cimport BLOCKED, DONE, PARTIAL, READ, WRITE, MessageEndpoint, fork_generation, hold
 from anywire.ipc._system cimport deadline, fail, left
-from anywire.ipc._interrupt cimport Interrupt, interrupting_signal
+from anywire.ipc._interrupt cimport Interrupt, interrupting_signal, known_signal
 from anywire.wires._sysv_waiting cimport ANYWIRE_FAILED, ANYWIRE_SENT, ANYWIRE_TAKEN, Helper
 
 import os
@@ -58,7 +58,6 @@ cdef enum:
     ROOM = 8192                          # bytes of a buffer at first: kernel.msgmax, unless somebody raised it
     TRIES = 1000                         # signals, about a millisecond apart, to end a call of another thread
 
-cdef int _number = 0                     # the signal that ends a call of another thread
 
 
 cdef struct Message:
@@ -238,10 +237,7 @@ cdef class SysvEndpoint(MessageEndpoint):
                 interrupt.end()
 
     cdef int own_thread(self) except -1:
-        global _number
-        if _number == 0:
-            _number = interrupting_signal()
-        return anywire_own_thread(fork_generation(), _number)
+        return anywire_own_thread(fork_generation(), known_signal())
 
     cdef int adopt_output(self) except -1:
         if not self.waiting:
