@@ -15,7 +15,7 @@ from libc.stdint cimport uint32_t
 
 from anywire.engine.conditions cimport ERROR, HANGUP, ONESHOT, READ, WRITE
 from anywire.engine._watches cimport Watcher
-from anywire.loop._handles cimport Handle, fill, remember_caller
+from anywire.loop._handles cimport Handle, context_of, fill, remember_caller, settle
 
 import os
 from asyncio import Future
@@ -44,12 +44,12 @@ cdef class Callbacks(Watcher):
         handle = self.reader
         if handle is not None and conditions & (READ | HANGUP | ERROR):
             self.descriptors.calls += 1
-            self.descriptors.execute(handle, handle._callback, handle._args, handle._context)
+            self.descriptors.execute(handle, handle._callback, handle._args, handle.surroundings)
         # The reader may have removed the writer.
         handle = self.writer
         if handle is not None and conditions & (WRITE | HANGUP | ERROR):
             self.descriptors.calls += 1
-            self.descriptors.execute(handle, handle._callback, handle._args, handle._context)
+            self.descriptors.execute(handle, handle._callback, handle._args, handle.surroundings)
         return 0
 
 
@@ -113,6 +113,8 @@ cdef class Descriptors(Schedule):
         number = number_of(fd)
         handle = Handle.__new__(Handle)
         fill(handle, self, callback, args, None)
+        settle(handle)
+        context_of(handle)                             # it is called more than once
         if self._debug:
             remember_caller(handle)
         watcher = self.watches.of(number)

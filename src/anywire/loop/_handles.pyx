@@ -10,7 +10,7 @@ On the loop's thread, `cancel` excepted where the handle is call_soon_threadsafe
 loop's exception handler gets it; SystemExit and KeyboardInterrupt end the run).
 """
 cimport cython
-from cpython.object cimport PyObject
+from cpython.object cimport PyObject, PyTypeObject
 
 from anywire.engine._timers cimport Timer, monotonic
 
@@ -20,9 +20,13 @@ from asyncio import Task, base_events, format_helpers
 from collections import deque
 
 cdef extern from "Python.h":
+    Py_ssize_t Py_REFCNT(object object) noexcept
     PyObject* PyObject_Call(object callable, object args, PyObject* kwargs) noexcept
     int PyContext_Enter(object context) noexcept
     int PyContext_Exit(object context) noexcept
+
+cdef extern from "anywire/loop/uncounted.h":
+    void aw_leave_uncounted(PyTypeObject* type) noexcept
 
 cdef extern from *:
     """
@@ -59,14 +63,14 @@ cdef inline int forget(AnyHandle handle) except -1:
     return 0
 
 
-cdef inline object context_of(AnyHandle handle):
+cdef inline object shown_context(AnyHandle handle):
     settle(handle)
-    return handle._context
+    return context_of(handle)
 
 
 cdef inline int run(AnyHandle handle) except -1:
     if not handle._cancelled and handle._loop is not None:
-        handle._loop.execute(handle, handle._callback, handle._args, handle._context)
+        handle._loop.execute(handle, handle._callback, handle._args, context_of(handle))
     return 0
 
 
@@ -75,7 +79,6 @@ cdef inline object text_of(AnyHandle handle):
 
 
 @cython.final
-@cython.freelist(512)
 cdef class Handle:
     """A callback that will be called soon; asyncio.Handle to isinstance(). Made by the loop only."""
 
@@ -94,7 +97,11 @@ cdef class Handle:
 
     def get_context(self):
         """The context in which it is called."""
-        return context_of(self)
+        return shown_context(self)
+
+    @property
+    def _context(self):
+        return shown_context(self)
 
     def _run(self):
         run(self)
@@ -136,7 +143,11 @@ cdef class TimerHandle(Timer):
 
     def get_context(self):
         """The context in which it is called."""
-        return context_of(self)
+        return shown_context(self)
+
+    @property
+    def _context(self):
+        return shown_context(self)
 
     @property
     def _when(self):
@@ -179,17 +190,36 @@ cdef class TimerHandle(Timer):
         return self._when > other._when or self == other if isinstance(other, asyncio.TimerHandle) else NotImplemented
 
 
-cdef inline void settle_either(object handle) noexcept:
+cdef object settle_either(object handle):
+    """Others will know it. Returns its context."""
+    return shown_context(<Handle> handle) if type(handle) is Handle else shown_context(<TimerHandle> handle)
+
+
+cdef int give_context(object handle, object context) except -1:
     if type(handle) is Handle:
-        settle(<Handle> handle)
-    elif type(handle) is TimerHandle:
-        settle(<TimerHandle> handle)
+        (<Handle> handle).surroundings = context
+    else:
+        (<TimerHandle> handle).surroundings = context
+    return 0
+
+
+aw_leave_uncounted(<PyTypeObject*> Handle)
+aw_leave_uncounted(<PyTypeObject*> TimerHandle)
+cdef object NO_VARIABLES = aw_know_contexts()
+
+
+def _copy_contexts_at_once(bint at_once):
+    """For tests: whether loops that are made from now on do without contexts.h, as on a Python whose fields aren't known."""
+    global NO_VARIABLES
+    NO_VARIABLES = None if at_once else aw_know_contexts()
 
 
 cdef class Caller:
     """What a handle knows of its loop: how a callback is called, and how long it took."""
 
     def __cinit__(self, *args, **options):
+        self.no_variables = NO_VARIABLES
+        self.spare = PyContext_New()
         self.slow = -1
         self.slow_calls = deque(maxlen=NOTED)
 
@@ -197,23 +227,44 @@ cdef class Caller:
     def _measures(self):
         return self.slow >= 0 or bool(self._debug)
 
-    cdef int execute(self, object handle, object callback, tuple args, object context) except -1:
+    cdef int execute(self, object handle, object callback, tuple args, object surroundings) except -1:
         cdef PyObject* result
         if self.slow >= 0 or self._debug:
-            return self.measured(handle, callback, args, context)
-        if PyContext_Enter(context) < 0:
+            return self.measured(handle, callback, args)
+        if self.no_variables is not None and not PyContext_CheckExact(surroundings):
+            return self.execute_in_spare(handle, callback, args, surroundings)
+        if PyContext_Enter(surroundings) < 0:
             return self.failed(handle)
         result = PyObject_Call(callback, args, NULL)
-        PyContext_Exit(context)
+        PyContext_Exit(surroundings)
         if result == NULL:
             return self.failed(handle)
         drop(result)
         return 0
 
-    cdef int measured(self, object handle, object callback, tuple args, object context) except -1:
+    cdef int execute_in_spare(self, object handle, object callback, tuple args, object variables) except -1:
+        """Nobody has seen the handle's context, and when the call is over and nobody has kept it, the next one gets it."""
+        cdef object context = self.spare
+        cdef PyObject* result
+        if Py_REFCNT(context) > 2:                     # kept, or entered: a callback runs callbacks
+            context = self.spare = PyContext_New()
+        aw_put_variables(context, variables)
+        if PyContext_Enter(context) < 0:
+            return self.failed(handle)
+        result = PyObject_Call(callback, args, NULL)
+        PyContext_Exit(context)
+        if result == NULL:
+            give_context(handle, context)
+            return self.failed(handle)
+        drop(result)
+        if Py_REFCNT(context) == 2:
+            aw_put_variables(context, self.no_variables)
+        return 0
+
+    cdef int measured(self, object handle, object callback, tuple args) except -1:
         cdef PyObject* result = NULL
+        cdef object context = settle_either(handle)
         cdef double began = monotonic(), took
-        settle_either(handle)
         self._current_handle = handle
         try:
             if PyContext_Enter(context) >= 0:

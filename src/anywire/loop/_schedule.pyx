@@ -18,7 +18,7 @@ from anywire.engine._timers cimport TimerQueue, monotonic
 from anywire.engine._wakeup cimport aw_drain, aw_heard, aw_wake
 from anywire.engine._watches cimport Watcher
 from anywire.engine.conditions cimport EDGE
-from anywire.loop._handles cimport Caller, Handle, TimerHandle, fill, hide, remember_caller, settle, show_context
+from anywire.loop._handles cimport Caller, Handle, TimerHandle, context_of, fill, keep_unseen, remember_caller, settle
 
 import os
 
@@ -87,10 +87,10 @@ cdef class Schedule(Caller):
     cdef Handle soon(self, object callback, tuple args, object context):
         cdef Handle handle = Handle.__new__(Handle)
         fill(handle, self, callback, args, context)
-        if self._debug:
-            remember_caller(handle)
-        elif self.began:
-            hide(handle, context is None)
+        if self.began == 0 or self._debug:
+            settle(handle)
+            if self._debug:
+                remember_caller(handle)
         if self.tail is None:
             self.head = handle
         else:
@@ -155,11 +155,13 @@ cdef class Schedule(Caller):
     cdef TimerHandle at(self, double when, object callback, tuple args, object context):
         cdef TimerHandle handle = TimerHandle.__new__(TimerHandle)
         fill(handle, self, callback, args, context)
-        if self._debug:
-            remember_caller(handle)
         self.timers.add_timer(handle, when)
-        if self.began and not self._debug:
-            hide(handle, context is None)
+        if self.began == 0 or self._debug:
+            settle(handle)
+            if self._debug:
+                remember_caller(handle)
+        else:
+            keep_unseen(handle)
         return handle
 
     @cython.binding(False)
@@ -200,11 +202,11 @@ cdef class Schedule(Caller):
             if self.head is None:
                 self.tail = None
             self.ready_count -= 1
-            show_context(handle)
             if Py_REFCNT(handle) > 1:
                 settle(handle)
+                context_of(handle)                     # who holds it may ask for it
             if not handle._cancelled:
-                self.execute(handle, handle._callback, handle._args, handle._context)
+                self.execute(handle, handle._callback, handle._args, handle.surroundings)
         return 0
 
     cdef int run_due(self) except -1:
@@ -212,14 +214,15 @@ cdef class Schedule(Caller):
         cdef list due = self.due
         while due:
             handle = due.pop()
-            if handle.unseen:
-                if Py_REFCNT(handle) > 1:
-                    settle(handle)
-                else:
-                    show_context(handle)
+            if Py_REFCNT(handle) > 1:
+                settle(handle)
+                context_of(handle)
+            elif handle.unseen:
+                handle.unseen = False
+                self.unseen -= 1
             if not handle._cancelled:
                 self.calls += 1
-                self.execute(handle, handle._callback, handle._args, handle._context)
+                self.execute(handle, handle._callback, handle._args, handle.surroundings)
         return 0
 
     cdef int settle_all(self) except -1:
