@@ -5,7 +5,9 @@ Four ways to write it: a protocol (callbacks), asyncio's streams (a coroutine on
 and has a CPU of its own. To be shown, as shares of the C epoll server's rate: at 100 connections × 1 KiB the targets in
 TARGETS, which are above every other loop's; at 10 × 100 KiB, where most bytes are, nearly all of it.
 
-Compare `server_cpu_us`, CPU time of the server for one message, when something else runs on the machine.
+Many short turns: how fast memory and the way between the CPUs are changes within seconds on a virtual machine, and a
+ratio is of two turns of the same round. Compare `server_cpu_us`, CPU time of the server for one message, when something
+else runs on the machine.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ TARGETS = {
 
 
 def main() -> None:
-    parser = options(__doc__, rounds=5, seconds=0.8)
+    parser = options(__doc__, rounds=15, seconds=0.25)
     parser.add_argument("--ways", default=",".join(WAYS), help="some of %(default)s")
     arguments = parser.parse_args()
     report = Report("loop_echo: an echo over TCP on each event loop", loops.PACKAGES)

@@ -1,7 +1,7 @@
 """What a callback finds as its context, and what handles cost the garbage collector.
 
-A handle has a copy of its caller's context, but no object is made for it before somebody sees it: whatever a program does
-to see one must find what asyncio promises. Each test runs with such copies and with copies that are made at once.
+A handle has a copy of its caller's context, but no object is made for it before somebody sees it: whatever a program
+does to see one must find what asyncio promises. Each test runs with such copies and with copies that are made at once.
 """
 
 from __future__ import annotations

@@ -154,7 +154,7 @@ loop = new_event_loop()
 async def main():
     assert "anywire.contract.counters" not in sys.modules
     from anywire.contract.counters import snapshot
-    await asyncio.sleep(0.001)
+    await asyncio.sleep(0.05)
     (seen,) = snapshot().loops
     assert seen.name.startswith("MainThread ") and seen.sleeps == loop.stats().sleeps > 0, seen
 loop.run_until_complete(main())

@@ -1,4 +1,4 @@
-# What async channels and streams share: waiting, in the event loop, without a Future or Task per message.
+# What async channels and streams share: waiting, in the event loop, without making a Future or a Task for each message.
 from cpython.object cimport PyObject
 from libc.stdint cimport uint64_t
 from anywire.contract.face cimport Face, name_operation
@@ -14,13 +14,15 @@ cdef class Operation(Awaited):
     cdef object timeout
     cdef object timer
     cdef object alarm                   # of an endpoint that wants to be tried again at some time
-    cdef Waiter wait(self)
+    cdef int proceed(self, PyObject** result) except -1
+    cdef int failed(self) except -1
+    cdef object wait(self)
     cdef int enter(self) except -1
     cdef object attempt(self)
     cdef int leave(self) except -1
     cdef int let_go(self) except -1
     cdef int rest(self) except -1
-    cdef bint waiting(self) noexcept
+    cdef bint waiting(self) except -1
 
 
 cdef class ReceiveOperation(Operation):

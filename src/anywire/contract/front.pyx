@@ -1,5 +1,5 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False, embedsignature=True
-"""Waiting in an event loop, without a Future or a Task per message.
+"""Waiting in an event loop, without making a Future or a Task for each message.
 
 An *operation* (one `recv`, one `send`) is an `Awaited` of the engine (see `engine/_awaiting.pyx`): it tries first, and waits by
 a *waiter*, which the reader callback of the loop wakes. The wake-up never carries the message: a task that is cancelled after
@@ -17,7 +17,8 @@ from cpython.exc cimport PyErr_WarnEx
 from libc.stdint cimport uint32_t
 from anywire.contract.endpoint cimport BLOCKED, DONE, PARTIAL, READ, WRITE, MessageEndpoint, RawEndpoint
 from anywire.contract.endpoint cimport fork_generation as generation, monotonic_ns
-from anywire.engine._awaiting cimport FINISHED, NEW, NEXT, RETURN, RUNNING, Awaited, Waiter, install
+from anywire.engine._awaiting cimport (
+    FINISHED, NEW, NEXT, RETURN, RUNNING, Awaited, Waiter, an_exception_is_set, install)
 from anywire.engine._pollers cimport Poller
 from anywire.engine._watches cimport Watcher
 from anywire.engine.conditions cimport ERROR, HANGUP
@@ -41,6 +42,15 @@ GIVE_WAY = object()          # results of an attempt besides the value itself
 MUST_WAIT = object()
 
 
+cdef int proceed(Operation operation, PyObject** result) except -1:
+    return operation.proceed(result)
+
+
+# The same, for who looks whether an exception is set.
+cdef int (*quietly_proceed)(Operation operation, PyObject** result) noexcept
+quietly_proceed = <int (*)(Operation, PyObject**) noexcept> proceed
+
+
 cdef class Operation(Awaited):
     """One awaited operation. Await it once; `asyncio.create_task` and `wait_for` take it as a coroutine."""
 
@@ -49,39 +59,47 @@ cdef class Operation(Awaited):
             PyErr_WarnEx(RuntimeWarning, "an operation of a channel or stream was never awaited, so it did nothing", 1)
 
     cdef int step(self, PyObject** result) except -1:
+        cdef int status = quietly_proceed(self, result)
+        return self.failed() if status < 0 else status
+
+    cdef int proceed(self, PyObject** result) except -1:
         cdef object value
         result[0] = NULL
-        if self.state == FINISHED:
+        if self.state == NEW:
+            self.state = RUNNING
+            self.enter()
+        elif self.state == FINISHED:
             raise RuntimeError("this operation was already awaited")
+        elif self.waiter is not None and self.waiter.failure is not None:
+            raise self.waiter.failure
+        value = self.attempt()
+        if value is MUST_WAIT:
+            value = self.wait()
+        elif value is GIVE_WAY:
+            value = None
+        else:
+            self.finish()
+            Py_INCREF(value)
+            result[0] = <PyObject*> value
+            return RETURN
+        Py_INCREF(value)
+        result[0] = <PyObject*> value
+        return NEXT
+
+    cdef int failed(self) except -1:
+        """An exception is set."""
         try:
-            if self.state == NEW:
-                self.state = RUNNING
-                self.enter()
-            elif self.waiter is not None and self.waiter.failure is not None:
-                raise self.waiter.failure
-            value = self.attempt()
-            if value is MUST_WAIT:
-                value = self.wait()
-                Py_INCREF(value)
-                result[0] = <PyObject*> value
-                return NEXT
+            an_exception_is_set()
         except BaseException as error:
             name_operation(error, self.name())       # before it forgets whose it is
             self.finish()
             raise
-        if value is GIVE_WAY:
-            Py_INCREF(None)
-            result[0] = <PyObject*> None
-            return NEXT
-        self.finish()
-        Py_INCREF(value)
-        result[0] = <PyObject*> value
-        return RETURN
 
-    cdef Waiter wait(self):
+    cdef object wait(self):
+        cdef object future
         if self.waiter is None:
             self.waiter = self.front.take_waiter()
-        self.waiter.reset()
+        future = self.waiter.sleep()
         self.mask = self.front.end.want
         self.front.watch(self.mask)
         if self.front.end.again:
@@ -92,7 +110,7 @@ cdef class Operation(Awaited):
         if self.front.end.wake_at > 0 and self.mask & READ and self.alarm is None:
             self.alarm = self.front.loop.call_later(
                 max(0.0, self.front.end.wake_at - monotonic_ns() * 1e-9), self.ring)
-        return self.waiter
+        return future
 
     def ring(self):
         """The endpoint's own time has come (a callback of the loop): try again."""
@@ -102,7 +120,7 @@ cdef class Operation(Awaited):
 
     def expire(self):
         """The time-out passed (a callback of the loop)."""
-        if self.state == RUNNING and self.waiter is not None and not self.waiter.woken:
+        if self.waiting():
             self.waiter.failure = TimedOut(self.timeout, address=str(self.front.end.address), operation=self.name())
             self.waiter.wake()
 
@@ -153,8 +171,8 @@ cdef class Operation(Awaited):
         step, a second receiver), for it lives as long as a traceback that it is in."""
         return 0
 
-    cdef bint waiting(self) noexcept:
-        return self.state == RUNNING and self.waiter is not None and not self.waiter.woken
+    cdef bint waiting(self) except -1:
+        return self.state == RUNNING and self.waiter is not None and self.waiter.asleep()
 
 
 cdef bint unused(object operation) noexcept:

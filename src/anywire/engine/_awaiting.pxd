@@ -1,4 +1,4 @@
-# Awaitables that cost no Future and no Task: what an operation is, and what it yields while it waits.
+# Awaitables that cost no Future and no Task for each of them: what an operation is, and by what it waits.
 from cpython.object cimport PyObject
 
 cdef enum:
@@ -12,10 +12,13 @@ cdef enum:
 cdef class Waiter:
     cdef readonly object loop
     cdef object owner                   # the operation that waits, for whoever finds the waiter; may be None
-    cdef object callback, context, failure
-    cdef public bint _asyncio_future_blocking
+    cdef object failure                 # what the operation raises when it goes on; or None
+    cdef object future
+    cdef bint fresh                     # the future has never been done, and nobody waits for it
     cdef bint woken
-    cdef int reset(self) except -1
+    cdef object sleep(self)
+    cdef bint asleep(self) except -1
+    cdef object sleeper(self)
     cdef int wake(self) except -1
     cdef int wake_soon(self) except -1
 
@@ -27,3 +30,11 @@ cdef class Awaited:
 
 
 cdef int install(object kind) except -1
+
+# A `try` costs something also where nothing is raised. What is done for each message calls what may raise by a name that says
+# it doesn't, looks at the result, and catches only then: an exception is set, and this makes Cython see it.
+cdef extern from *:
+    """
+    static int anywire_an_exception_is_set(void) { return -1; }
+    """
+    int an_exception_is_set "anywire_an_exception_is_set"() except -1

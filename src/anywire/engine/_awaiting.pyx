@@ -1,26 +1,35 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False, embedsignature=True, binding=False
-"""Waiting in an event loop, without a Future or a Task for each message.
+"""Waiting in an event loop, without making a Future or a Task for each message.
 
 An operation (`Awaited`: one receive, one send) is what the caller awaits: a coroutine for asyncio, but an object of its own,
-so that one which can finish at once costs little more than a call. When it must wait it yields a `Waiter`: the few methods
-of a Future that asyncio's Task uses. Who finds the wait over steps the task directly (`wake`), without a trip through the
-ready queue. The wake-up carries nothing: the operation looks again for itself when its task goes on.
+so that one which can finish at once costs little more than a call. When it must wait it yields the Future of a `Waiter`. Who
+finds the wait over takes the task's wake-up out of that Future and steps the task directly (`wake`), without a trip through
+the ready queue; so the Future stays pending and is yielded again the next time. The wake-up carries nothing: the operation
+looks again for itself when its task goes on.
 
-Used on the thread of the loop. What can go wrong: the task is cancelled (the operation is thrown into, and has to leave
-everything as if it had never waited); the task's context is just running (then the loop steps it in its turn).
+Used on the thread of the loop. What can go wrong: the task is cancelled (the Future is, and the operation is thrown into; it
+has to leave everything as if it had never waited); the task's context is just running (then the loop steps it in its turn).
 """
 cimport cython
 from cpython.object cimport PyObject
 
-from asyncio import CancelledError, Future, InvalidStateError, Task
+from asyncio import CancelledError, Future, InvalidStateError
+from contextvars import Context
 
 cdef extern from "Python.h":
-    int PyContext_Enter(object context) except -1
-    int PyContext_Exit(object context) except -1
+    int PyContext_Enter(object context) noexcept
+    int PyContext_Exit(object context) noexcept
+    PyObject* PyObject_CallOneArg(object callable, object argument) noexcept
+    void PyErr_Clear() noexcept
     void drop "Py_DECREF"(PyObject* object)
-    ctypedef PyObject* (*PyCFunction)(PyObject*, PyObject*) noexcept
-    bint PyCFunction_CheckExact(object callable) noexcept
-    PyCFunction PyCFunction_GetFunction(object callable) noexcept
+
+cdef extern from "anywire/engine/futures.h":
+    bint aw_know_future(object future, object callback, object context, object blocking) noexcept
+    void aw_forget_future() noexcept
+    int aw_block(object future) except -1
+    PyObject* aw_sleeper(object future) noexcept
+    PyObject* aw_sleepers_context(object future) noexcept
+    void aw_let_sleeper_go(object future)
 
 cdef extern from *:
     """
@@ -44,22 +53,28 @@ class _NoLoop:
         return False
 
 
-# A Task's wake-up asks the future that it is given for its result. Of a Future it reads that in C; of anything else it
-# looks the method up by a name that it makes anew each time, which costs more than the whole step of the task.
+# What a task that is woken asks for its result. Of a Future of asyncio's own it reads that in C.
 cdef object DONE = Future(loop=_NoLoop())
 DONE.set_result(None)
 
-cdef PyCFunction wakeup = NULL              # of asyncio's Task in C, once it was seen
+
+def _know_futures(bint wanted=True):
+    """Find out where a Future has who waits for it. Returns whether that is known now; for tests, `wanted` False forgets."""
+    future, callback, context = Future(loop=_NoLoop()), object(), Context()
+    aw_forget_future()
+    for _ in range(2):
+        future.add_done_callback(callback, context=context)
+        if not wanted or not aw_know_future(future, callback, context, vars(Future)["_asyncio_future_blocking"]):
+            aw_forget_future()
+            return False
+        aw_let_sleeper_go(future)
+        if future._callbacks or future.done():
+            aw_forget_future()
+            return False
+    return True
 
 
-cdef bint is_wakeup(object callback) except -1:
-    """Whether it is the wake-up of a Task in C, to which any future that is done says the same."""
-    global wakeup
-    if not PyCFunction_CheckExact(callback):
-        return False
-    if wakeup == NULL and type(callback.__self__) is Task and callback.__name__ == "task_wakeup":
-        wakeup = PyCFunction_GetFunction(callback)
-    return wakeup != NULL and PyCFunction_GetFunction(callback) == wakeup
+_know_futures()
 
 
 cdef int am_send(PyObject* self, PyObject* argument, PyObject** result) except -1:
@@ -74,91 +89,75 @@ cdef int install(object kind) except -1:
 @cython.final
 @cython.freelist(64)
 cdef class Waiter:
-    """What a waiting operation yields to its Task: just enough of a Future."""
-
-    def get_loop(self):
-        return self.loop
-
-    def add_done_callback(self, callback, *, context=None):
-        self.callback = callback
-        self.context = context
-        if self.woken:
-            self.wake_soon()
-
-    def remove_done_callback(self, callback):
-        if self.callback is None:
-            return 0
-        self.callback = None
-        return 1
+    """What an operation waits by: its methods are those of a Future that others call who find it (a StreamReader has one
+    where it keeps its Future)."""
 
     def done(self):
-        return self.woken
+        return not self.asleep()
 
     def cancelled(self):
-        return isinstance(self.failure, CancelledError)
-
-    def result(self):
-        if self.failure is not None:
-            raise self.failure
-
-    def exception(self):
-        return self.failure
+        return isinstance(self.failure, CancelledError) or self.future is not None and self.future.cancelled()
 
     def cancel(self, msg=None):
-        if self.woken:
-            return False
-        self.failure = CancelledError() if msg is None else CancelledError(msg)
-        self.wake_soon()
-        return True
+        return self.asleep() and self.future.cancel(msg)
 
     def set_result(self, result):
-        if self.woken:
+        if not self.asleep():
             raise InvalidStateError("invalid state")
         self.wake_soon()
 
     def set_exception(self, exception):
-        if self.woken:
+        if not self.asleep():
             raise InvalidStateError("invalid state")
         self.failure = exception() if isinstance(exception, type) else exception
         self.wake_soon()
 
-    cdef int reset(self) except -1:
-        """Before it is yielded, each time."""
-        self.woken = False
+    cdef object sleep(self):
+        """The Future to be yielded, each time."""
+        if not self.fresh:
+            self.future = Future(loop=self.loop)
+        self.fresh = self.woken = False
         self.failure = None
-        self.callback = None
-        self.context = None
-        self._asyncio_future_blocking = True
-        return 0
+        aw_block(self.future)
+        return self.future
+
+    cdef bint asleep(self) except -1:
+        """Whether its task waits, and is not to go on already: it was not woken, and not cancelled."""
+        return not self.woken and self.future is not None and (
+            aw_sleeper(self.future) != NULL or not self.future.done())
+
+    cdef object sleeper(self):
+        """What is called when it is woken, for who wants to know the task."""
+        return None if self.future is None or aw_sleeper(self.future) == NULL else <object> aw_sleeper(self.future)
 
     cdef int wake(self) except -1:
         """Step the waiting task now. Only from a callback or a report of the loop, where no other task is running."""
-        cdef object callback = self.callback, context = self.context
+        cdef object future = self.future, callback, context
+        cdef PyObject* result
         if self.woken:
             return 0
-        if callback is None or context is None:
+        if aw_sleeper(future) == NULL:             # cancelled; or nobody waits yet; or one can't see who does
             return self.wake_soon()
-        try:
-            PyContext_Enter(context)
-        except RuntimeError:           # this very context is running: the loop must do it in its turn
+        context = <object> aw_sleepers_context(future)
+        if PyContext_Enter(context) < 0:           # this very context is running: the loop must do it in its turn
+            PyErr_Clear()
             return self.wake_soon()
-        self.woken = True
-        self.callback = None
-        try:
-            if self.failure is None and is_wakeup(callback):
-                callback(DONE)
-            else:
-                callback(self)
-        finally:
-            PyContext_Exit(context)
+        # From here on nobody can cancel the wait and be told that this was in time: the task goes on at once.
+        callback = <object> aw_sleeper(future)
+        aw_let_sleeper_go(future)
+        self.woken = self.fresh = True
+        result = PyObject_CallOneArg(callback, DONE)
+        PyContext_Exit(context)
+        if result == NULL:
+            return an_exception_is_set()
+        drop(result)
         return 0
 
     cdef int wake_soon(self) except -1:
-        cdef object callback = self.callback
+        """Let the loop step it in its next turn. Meanwhile it may still be cancelled: so the Future is done, and says so."""
         self.woken = True
-        if callback is not None:
-            self.callback = None
-            self.loop.call_soon(callback, self, context=self.context)
+        if not self.future.done():
+            self.future.set_result(None)
         return 0
 
 
@@ -200,7 +199,7 @@ cdef class Awaited:
         self.finish()
 
     cdef int step(self, PyObject** result) except -1:
-        """RETURN with the value it was awaited for, or NEXT with the waiter to be yielded; a new reference."""
+        """RETURN with the value it was awaited for, or NEXT with the Future to be yielded; a new reference."""
         raise NotImplementedError(f"{type(self).__name__} has no step")
 
     cdef int finish(self) except -1:

@@ -12,6 +12,7 @@ loop's exception handler gets it; SystemExit and KeyboardInterrupt end the run).
 cimport cython
 from cpython.object cimport PyObject, PyTypeObject
 
+from anywire.engine._awaiting cimport an_exception_is_set
 from anywire.engine._timers cimport Timer, monotonic
 
 import asyncio
@@ -30,11 +31,8 @@ cdef extern from "anywire/loop/uncounted.h":
 
 cdef extern from *:
     """
-    /* Gives a name to "an exception is set", for Cython's try. */
-    static int anywire_raised(void) { return -1; }
     static void anywire_drop(PyObject *object) { Py_DECREF(object); }
     """
-    int raised "anywire_raised"() except -1
     void drop "anywire_drop"(PyObject* object)
 
 cdef enum:
@@ -312,7 +310,7 @@ cdef class Caller:
         """An exception is set: SystemExit and KeyboardInterrupt end the run, the handler gets all others."""
         settle_either(handle)
         try:
-            raised()
+            an_exception_is_set()
         except (SystemExit, KeyboardInterrupt):
             raise
         except BaseException as error:

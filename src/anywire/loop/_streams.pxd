@@ -6,14 +6,16 @@ from anywire.engine._awaiting cimport Awaited, Waiter
 cdef class ReadOperation(Awaited):
     cdef object reader, value
     cdef dict fields                    # of the reader
-    cdef Waiter waiter
+    cdef Waiter waiter                  # by which it waits, or did; kept for the next read
     cdef int kind
     cdef Py_ssize_t most                # SOME: at most so many bytes; EXACTLY: so many
     cdef bytes separator                # UNTIL, LINE: bytes that end it
     cdef Py_ssize_t searched            # it begins in no earlier place of the reader's buffer
     cdef object attempt(self)
     cdef object attempt_until(self)
-    cdef Waiter wait(self)
+    cdef int proceed(self, PyObject** result) except -1
+    cdef int failed(self) except -1
+    cdef object wait(self)
     cdef Py_ssize_t find(self, object buffer) except -2
     cdef object take(self, Py_ssize_t n)
     cdef object partial(self, object expected)
@@ -25,7 +27,7 @@ cdef class ReadOperation(Awaited):
 
 cdef object stream_of(object protocol)
 cdef dict fields_of(object reader)
-cdef ReadOperation waiting_in(dict fields)
-cdef int deliver(dict fields, ReadOperation operation, object data) except -1
-cdef int feed(object reader, dict fields, ReadOperation operation, const char* start, Py_ssize_t size) except -1
-cdef Py_ssize_t direct(dict fields, ReadOperation operation) except -1
+cdef Waiter waiting_in(dict fields)
+cdef int deliver(dict fields, Waiter waiter, object data) except -1
+cdef int feed(object reader, dict fields, Waiter waiter, const char* start, Py_ssize_t size) except -1
+cdef Py_ssize_t direct(dict fields, Waiter waiter) except -1

@@ -7,7 +7,7 @@ asyncio is neither patched nor replaced. A connection whose protocol is exactly 
 `read`, `readexactly`, `readuntil` and `readline` are native. All other methods, and the reader's state, are the standard
 ones, so that both can be mixed.
 
-A read gives an awaitable that is a coroutine for asyncio. If it must wait, it yields a `Waiter`, which the StreamReader has
+A read gives an awaitable that is a coroutine for asyncio. If it must wait, it does so by a `Waiter`, which the StreamReader has
 where it keeps its Future. When enough bytes come while it waits and none are buffered, they are made into the result at once
 and the task goes on within the report of the descriptor: no buffer, no Future, no turn of the loop between. When not enough
 come, the task is not woken. Bytes that were promised to a task which is cancelled before it runs go back to the front of the
@@ -20,7 +20,8 @@ from cpython.exc cimport PyErr_WarnEx
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_INCREF
 from libc.string cimport memcpy
-from anywire.engine._awaiting cimport FINISHED, NEW, NEXT, RETURN, RUNNING, Awaited, Waiter, install
+from anywire.engine._awaiting cimport (
+    FINISHED, NEW, NEXT, RETURN, RUNNING, Awaited, Waiter, an_exception_is_set, install)
 
 from asyncio import IncompleteReadError, LimitOverrunError
 from asyncio.streams import StreamReader, StreamReaderProtocol
@@ -41,6 +42,15 @@ cdef ReadOperation spare = None         # the last one that is over
 cdef tuple NAMES = ("read", "readexactly", "readuntil", "readline")
 
 
+cdef int proceed(ReadOperation operation, PyObject** result) except -1:
+    return operation.proceed(result)
+
+
+# The same, for who looks whether an exception is set.
+cdef int (*quietly_proceed)(ReadOperation operation, PyObject** result) noexcept
+quietly_proceed = <int (*)(ReadOperation, PyObject**) noexcept> proceed
+
+
 @cython.final
 cdef class ReadOperation(Awaited):
     """`StreamReader.read(n)` and `readexactly(n)` for n > 0, `readuntil(separator)`, `readline()`."""
@@ -58,45 +68,52 @@ cdef class ReadOperation(Awaited):
             PyErr_WarnEx(RuntimeWarning, f"coroutine 'StreamReader.{NAMES[self.kind]}' was never awaited".encode(), 1)
 
     cdef int step(self, PyObject** result) except -1:
+        cdef int status = quietly_proceed(self, result)
+        return self.failed() if status < 0 else status
+
+    cdef int proceed(self, PyObject** result) except -1:
         cdef object value
-        cdef Waiter waiter
+        cdef Waiter waiter = self.waiter
         cdef bint again = False
-        if self.state == FINISHED:
+        if self.state == NEW:
+            self.state = RUNNING
+            error = self.fields["_exception"]
+            if error is not None:
+                raise error
+        elif self.state == FINISHED:
             raise RuntimeError("cannot reuse already awaited coroutine")
-        try:
-            if self.state == NEW:
-                self.state = RUNNING
-                error = self.fields["_exception"]
-                if error is not None:
-                    raise error
-            else:
-                waiter = self.waiter
-                self.waiter = None
-                waiter.owner = None
-                if self.fields["_waiter"] is waiter:
-                    self.fields["_waiter"] = None
-                if waiter.failure is not None:
-                    raise waiter.failure
-                again = True
-            value = self.value
-            if value is None:
-                value = self.attempt()
-                if value is None:
-                    if again and self.fields["_exception"] is not None:
-                        raise self.fields["_exception"]    # lost after it was woken: nobody would wake it again
-                    value = self.wait()
-                    Py_INCREF(value)
-                    result[0] = <PyObject*> value
-                    return NEXT
-        except BaseException:
-            self.rest()
-            raise
+        else:
+            waiter.owner = None
+            if self.fields["_waiter"] is waiter:
+                self.fields["_waiter"] = None
+            if waiter.failure is not None:
+                raise waiter.failure
+            again = True
+        value = self.value
+        if value is None:
+            value = self.attempt()
+        if value is None:
+            if again and self.fields["_exception"] is not None:
+                raise self.fields["_exception"]    # lost after it was woken: nobody would wake it again
+            value = self.wait()
+            Py_INCREF(value)
+            result[0] = <PyObject*> value
+            return NEXT
         self.rest()
         Py_INCREF(value)
         result[0] = <PyObject*> value
         return RETURN
 
-    cdef Waiter wait(self):
+    cdef int failed(self) except -1:
+        """An exception is set."""
+        try:
+            an_exception_is_set()
+        except BaseException:
+            if self.state != FINISHED:
+                self.rest()
+            raise
+
+    cdef object wait(self):
         cdef dict fields = self.fields
         cdef Waiter waiter
         if fields["_waiter"] is not None:
@@ -105,12 +122,13 @@ cdef class ReadOperation(Awaited):
         if fields["_paused"]:
             fields["_paused"] = False
             fields["_transport"].resume_reading()
-        waiter = Waiter.__new__(Waiter)
-        waiter.loop = fields["_loop"]
+        waiter = self.waiter
+        if waiter is None or waiter.loop is not fields["_loop"]:
+            waiter = self.waiter = Waiter.__new__(Waiter)
+            waiter.loop = fields["_loop"]
         waiter.owner = self
-        waiter._asyncio_future_blocking = True
-        fields["_waiter"] = self.waiter = waiter
-        return waiter
+        fields["_waiter"] = waiter
+        return waiter.sleep()
 
     cdef object attempt(self):
         """The result, of what is buffered; or None."""
@@ -210,7 +228,6 @@ cdef class ReadOperation(Awaited):
     cdef int finish(self) except -1:
         cdef Waiter waiter = self.waiter
         if self.state == RUNNING and waiter is not None:
-            self.waiter = None
             waiter.owner = None
             if self.fields["_waiter"] is waiter:
                 self.fields["_waiter"] = None
@@ -317,26 +334,28 @@ cdef dict fields_of(object reader):
     return PyObject_GenericGetDict(reader, NULL)
 
 
-cdef ReadOperation waiting_in(dict fields):
-    """The native read that waits, or None: nobody does, or something else."""
+# Only the waiter is held by who wakes it, so that nobody but its task has the operation, which then serves for the next read.
+
+cdef Waiter waiting_in(dict fields):
+    """The waiter of the native read that waits, or None: nobody does, or something else."""
     cdef object waiter = fields["_waiter"]
-    if type(waiter) is not Waiter or (<Waiter> waiter).woken:
+    if type(waiter) is not Waiter or (<Waiter> waiter).owner is None or not (<Waiter> waiter).asleep():
         return None
-    return (<Waiter> waiter).owner
+    return <Waiter> waiter
 
 
-cdef Py_ssize_t direct(dict fields, ReadOperation operation) except -1:
+cdef Py_ssize_t direct(dict fields, Waiter waiter) except -1:
     """Up to which size a `bytes` can become its result as it is; 0 if what is buffered comes first."""
-    if operation is None or operation.kind != SOME or fields["_buffer"] or fields["_eof"]:
+    if waiter is None or (<ReadOperation> waiter.owner).kind != SOME or fields["_buffer"] or fields["_eof"]:
         return 0
-    return operation.most
+    return (<ReadOperation> waiter.owner).most
 
 
-cdef int deliver(dict fields, ReadOperation operation, object data) except -1:
+cdef int deliver(dict fields, Waiter waiter, object data) except -1:
     """Hand its result to the read that waits, and let its task go on."""
-    operation.value = data
+    (<ReadOperation> waiter.owner).value = data
     fields["_waiter"] = None
-    return operation.waiter.wake()
+    return waiter.wake()
 
 
 cdef int buffer(dict fields, const char* start, Py_ssize_t size, bint pause) except -1:
@@ -351,30 +370,30 @@ cdef int buffer(dict fields, const char* start, Py_ssize_t size, bint pause) exc
     return 0
 
 
-cdef int feed(object reader, dict fields, ReadOperation operation, const char* start, Py_ssize_t size) except -1:
-    """`StreamReader.feed_data` of the `size` > 0 bytes at `start`; `operation` waits for them, or None."""
-    cdef object waiter
+cdef int feed(object reader, dict fields, Waiter waiter, const char* start, Py_ssize_t size) except -1:
+    """`StreamReader.feed_data` of the `size` > 0 bytes at `start`; the native read of `waiter` waits for them, or None."""
+    cdef object other
     cdef Py_ssize_t enough = 0
     if fields["_eof"] or not PyByteArray_CheckExact(fields["_buffer"]):
         reader.feed_data(PyBytes_FromStringAndSize(start, size))
         return 0
-    if operation is not None:
+    if waiter is not None:
         if PyByteArray_GET_SIZE(fields["_buffer"]) == 0:
-            enough = operation.enough(start, size)
+            enough = (<ReadOperation> waiter.owner).enough(start, size)
         if enough:
             if enough < size:
                 buffer(fields, start + enough, size - enough, True)
-            return deliver(fields, operation, PyBytes_FromStringAndSize(start, enough))
+            return deliver(fields, waiter, PyBytes_FromStringAndSize(start, enough))
         buffer(fields, start, size, False)
-        if operation.satisfied():
+        if (<ReadOperation> waiter.owner).satisfied():
             buffer(fields, start, 0, True)         # it may be more than it takes
             fields["_waiter"] = None
-            operation.waiter.wake()
+            waiter.wake()
         return 0
     buffer(fields, start, size, True)
-    waiter = fields["_waiter"]
-    if waiter is not None:
+    other = fields["_waiter"]
+    if other is not None:
         fields["_waiter"] = None
-        if not waiter.cancelled():
-            waiter.set_result(None)
+        if not other.cancelled():
+            other.set_result(None)
     return 0

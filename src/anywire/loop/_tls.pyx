@@ -17,7 +17,8 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromSt
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF
 from libc.string cimport memcpy
-from anywire.loop._streams cimport ReadOperation, deliver, direct, feed, fields_of, stream_of, waiting_in
+from anywire.engine._awaiting cimport Waiter
+from anywire.loop._streams cimport deliver, direct, feed, fields_of, stream_of, waiting_in
 from anywire.loop._tls_engine cimport AGAIN, CLOSED, DONE, FAILED, Engine, Outcome
 from anywire.loop._connection cimport Layer
 from anywire.loop._transport cimport BUFFERED, PLAIN, STREAM, StreamTransport
@@ -111,15 +112,15 @@ cdef class TLSLayer(Layer):
     cdef int read_stream(self, object reader, bint from_the_loop) except -1:
         cdef Outcome outcome = AGAIN
         cdef object data = self.decrypt(&outcome)
-        cdef ReadOperation operation
+        cdef Waiter waiter
         cdef dict fields
         if data is not None:
             fields = fields_of(reader)
-            operation = waiting_in(fields) if from_the_loop else None
-            if direct(fields, operation) >= PyBytes_GET_SIZE(data):
-                deliver(fields, operation, data)
+            waiter = waiting_in(fields) if from_the_loop else None
+            if direct(fields, waiter) >= PyBytes_GET_SIZE(data):
+                deliver(fields, waiter, data)
             else:
-                feed(reader, fields, operation, PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
+                feed(reader, fields, waiter, PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
         return self.finish(outcome)
 
     cdef int read_buffered(self) except -1:

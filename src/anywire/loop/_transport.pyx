@@ -21,12 +21,13 @@ from libc.errno cimport EAGAIN, EINTR, errno
 from libc.stdint cimport uint32_t
 from libc.stdlib cimport free, malloc
 
+from anywire.engine._awaiting cimport Waiter
 from anywire.engine._figures cimport claim_transport
 from anywire.engine._timers cimport monotonic
 from anywire.engine.conditions cimport READ, WRITE
 from anywire.loop._connection cimport Layer, failure
 from anywire.loop._core cimport BUDGET, Core
-from anywire.loop._streams cimport ReadOperation, deliver, direct, feed, fields_of, stream_of, waiting_in
+from anywire.loop._streams cimport deliver, direct, feed, fields_of, stream_of, waiting_in
 
 import asyncio
 import warnings
@@ -260,7 +261,7 @@ cdef class StreamTransport(Writing):
     cdef int ready(self, uint32_t conditions) except -1:
         """What the loop calls when the descriptor is ready."""
         cdef double began
-        cdef ReadOperation operation
+        cdef Waiter waiter
         cdef bint reads
         if self.core.slow < 0 and not self.core._debug:
             return self.serve(conditions)
@@ -269,9 +270,9 @@ cdef class StreamTransport(Writing):
             protocol = self.layer.above()
         if reads and self.kind == STREAM:
             reader = self.stream_reader()
-            operation = waiting_in(fields_of(reader)) if reader is not None else None
-            if operation is not None:
-                callback = operation.waiter.callback
+            waiter = waiting_in(fields_of(reader)) if reader is not None else None
+            if waiter is not None:
+                callback = waiter.sleeper()
         method = ("buffer_updated" if self.kind == BUFFERED else "data_received") if reads else "resume_writing"
         began = monotonic()
         try:
@@ -401,7 +402,7 @@ cdef class StreamTransport(Writing):
 
     cdef int read_stream(self) except -1:
         cdef Py_ssize_t got, asked, total = 0
-        cdef ReadOperation operation
+        cdef Waiter waiter
         cdef PyObject* room
         cdef object reader = self.stream_reader(), data
         cdef dict fields
@@ -410,9 +411,9 @@ cdef class StreamTransport(Writing):
             return self.read_plain()
         fields = fields_of(reader)
         while True:
-            operation = waiting_in(fields)
+            waiter = waiting_in(fields)
             data = None
-            asked = direct(fields, operation) if self.appetite > SCRATCH else 0
+            asked = direct(fields, waiter) if self.appetite > SCRATCH else 0
             if asked >= SCRATCH:
                 asked = min(asked, <Py_ssize_t> BUDGET)
                 room = new_bytes(NULL, asked)
@@ -435,9 +436,9 @@ cdef class StreamTransport(Writing):
             self.appetite = BUDGET if got >= SCRATCH >> 2 else SCRATCH
             try:
                 if data is None:
-                    feed(reader, fields, operation, scratch, got)
+                    feed(reader, fields, waiter, scratch, got)
                 else:
-                    deliver(fields, operation, data)
+                    deliver(fields, waiter, data)
             except (SystemExit, KeyboardInterrupt):
                 raise
             except BaseException as error:
