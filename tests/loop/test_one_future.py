@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import gc
 import inspect
 import socket
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from typing import Any
 
@@ -256,17 +258,56 @@ def test_who_completes_the_future_wakes_the_task_for_nothing(end: Any) -> None:
 
 
 def test_two_who_wait_for_the_future(end: Any) -> None:
-    # A second callback, of whoever looks at tasks: the task goes on, and the other one hears of it or of nothing.
+    # A second callback, of whoever looks at tasks: the Future is done for both.
+    called: list[asyncio.Future[None]] = []
+
     async def main() -> None:
         async with end() as one:
-            for _ in range(3):
+            for turn in range(3):
                 task = asyncio.ensure_future(one.read())
                 await a_while()
-                task._fut_waiter.add_done_callback(lambda future: None)      # type: ignore[attr-defined]
+                future = task._fut_waiter                # type: ignore[attr-defined]
+                future.add_done_callback(called.append)
                 one.arrive()
                 assert bytes(await task) == MESSAGE
+                await a_while()
+                assert called[turn:] == [future] and future.done()
 
     anywire.run(main())
+
+
+def test_who_has_the_future_from_the_operation(end: Any, run: Any) -> None:
+    # Other ways to drive a coroutine than a Task's own: what they do with the Future is what they do with any.
+    async def main() -> None:
+        async with end() as one:
+            async def driven(wait: Callable[[asyncio.Future[None]], Awaitable[object]]) -> bytes:
+                operation = one.read()
+                future = operation.send(None)            # type: ignore[attr-defined]
+                future._asyncio_future_blocking = False
+                await wait(future)
+                assert future.done()
+                with pytest.raises(StopIteration) as stopped:
+                    operation.send(None)                 # type: ignore[attr-defined]
+                return bytes(stopped.value.value)
+
+            async def by_callback(future: asyncio.Future[None]) -> None:
+                called = asyncio.get_running_loop().create_future()
+                future.add_done_callback(called.set_result)
+                assert await called is future
+
+            async def awaited(future: asyncio.Future[None]) -> None:
+                await future
+
+            async def among_others(future: asyncio.Future[None]) -> None:
+                assert await asyncio.wait([future]) == ({future}, set())
+
+            for way in (awaited, by_callback, among_others, awaited):
+                task = asyncio.ensure_future(driven(way))
+                await a_while()
+                one.arrive()
+                assert await asyncio.wait_for(task, 5) == MESSAGE
+
+    run(main())
 
 
 def test_the_tasks_context_is_its_own(end: Any, run: Any) -> None:
@@ -289,20 +330,21 @@ def test_the_tasks_context_is_its_own(end: Any, run: Any) -> None:
     run(main())
 
 
-def test_a_wake_up_from_within_the_tasks_own_context(run: Any) -> None:
-    # The context is entered already, so the task cannot be stepped there: the loop does it.
-    async def main() -> None:
-        ends = await asyncio.gather(*map(anywire.attach, anywire.pipe(duplex=True)))
-        context = contextvars.copy_context()
-        task = asyncio.get_running_loop().create_task(ends[0].recv(), context=context)
-        await a_while()
-        sending = asyncio.get_running_loop().create_task(ends[1].send(MESSAGE), context=context)
-        assert bytes(await task) == MESSAGE
-        await sending
-        for one in ends:
-            one.abort()
+@pytest.mark.filterwarnings("ignore:unclosed event loop")
+def test_a_loop_that_read_a_stream_is_collected() -> None:
+    loop = anywire.new_event_loop()
 
-    run(main())
+    async def main() -> None:
+        async with streams() as one:
+            asyncio.get_running_loop().call_soon(one.arrive)
+            await one.read()
+
+    loop.run_until_complete(main())
+    gone = weakref.ref(loop)
+    loop.close()
+    del loop
+    gc.collect()
+    assert gone() is None
 
 
 def test_what_it_shows() -> None:

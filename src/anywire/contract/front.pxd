@@ -14,15 +14,13 @@ cdef class Operation(Awaited):
     cdef object timeout
     cdef object timer
     cdef object alarm                   # of an endpoint that wants to be tried again at some time
-    cdef int proceed(self, PyObject** result) except -1
-    cdef int failed(self) except -1
     cdef object wait(self)
     cdef int enter(self) except -1
     cdef object attempt(self)
     cdef int leave(self) except -1
     cdef int let_go(self) except -1
     cdef int rest(self) except -1
-    cdef bint waiting(self) except -1
+    cdef bint waiting(self) noexcept
 
 
 cdef class ReceiveOperation(Operation):

@@ -42,15 +42,6 @@ GIVE_WAY = object()          # results of an attempt besides the value itself
 MUST_WAIT = object()
 
 
-cdef int proceed(Operation operation, PyObject** result) except -1:
-    return operation.proceed(result)
-
-
-# The same, for who looks whether an exception is set.
-cdef int (*quietly_proceed)(Operation operation, PyObject** result) noexcept
-quietly_proceed = <int (*)(Operation, PyObject**) noexcept> proceed
-
-
 cdef class Operation(Awaited):
     """One awaited operation. Await it once; `asyncio.create_task` and `wait_for` take it as a coroutine."""
 
@@ -58,13 +49,8 @@ cdef class Operation(Awaited):
         if self.state == NEW and self.front is not None:
             PyErr_WarnEx(RuntimeWarning, "an operation of a channel or stream was never awaited, so it did nothing", 1)
 
-    cdef int step(self, PyObject** result) except -1:
-        cdef int status = quietly_proceed(self, result)
-        return self.failed() if status < 0 else status
-
     cdef int proceed(self, PyObject** result) except -1:
         cdef object value
-        result[0] = NULL
         if self.state == NEW:
             self.state = RUNNING
             self.enter()
@@ -87,12 +73,12 @@ cdef class Operation(Awaited):
         return NEXT
 
     cdef int failed(self) except -1:
-        """An exception is set."""
         try:
             an_exception_is_set()
         except BaseException as error:
-            name_operation(error, self.name())       # before it forgets whose it is
-            self.finish()
+            if self.state != FINISHED:
+                name_operation(error, self.name())   # before it forgets whose it is
+                self.finish()
             raise
 
     cdef object wait(self):
@@ -171,7 +157,7 @@ cdef class Operation(Awaited):
         step, a second receiver), for it lives as long as a traceback that it is in."""
         return 0
 
-    cdef bint waiting(self) except -1:
+    cdef bint waiting(self) noexcept:
         return self.state == RUNNING and self.waiter is not None and self.waiter.asleep()
 
 

@@ -17,7 +17,7 @@ cdef class Waiter:
     cdef bint fresh                     # the future has never been done, and nobody waits for it
     cdef bint woken
     cdef object sleep(self)
-    cdef bint asleep(self) except -1
+    cdef bint asleep(self) noexcept
     cdef object sleeper(self)
     cdef int wake(self) except -1
     cdef int wake_soon(self) except -1
@@ -25,7 +25,8 @@ cdef class Waiter:
 
 cdef class Awaited:
     cdef int state
-    cdef int step(self, PyObject** result) except -1
+    cdef int proceed(self, PyObject** result) except -1
+    cdef int failed(self) except -1
     cdef int finish(self) except -1
 
 

@@ -13,7 +13,7 @@ has to leave everything as if it had never waited); the task's context is just r
 cimport cython
 from cpython.object cimport PyObject
 
-from asyncio import CancelledError, Future, InvalidStateError
+from asyncio import CancelledError, Future, InvalidStateError, Task
 from contextvars import Context
 
 cdef extern from "Python.h":
@@ -21,13 +21,19 @@ cdef extern from "Python.h":
     int PyContext_Exit(object context) noexcept
     PyObject* PyObject_CallOneArg(object callable, object argument) noexcept
     void PyErr_Clear() noexcept
+    ctypedef PyObject* (*PyCFunction)(PyObject*, PyObject*) noexcept
+    bint PyCFunction_CheckExact(PyObject* callable) noexcept
+    PyCFunction PyCFunction_GET_FUNCTION(PyObject* callable) noexcept
     void drop "Py_DECREF"(PyObject* object)
 
 cdef extern from "anywire/engine/futures.h":
     bint aw_know_future(object future, object callback, object context, object blocking) noexcept
+    bint aw_know_others(object future) noexcept
+    void aw_note_others(object future) noexcept
     void aw_forget_future() noexcept
     int aw_block(object future) except -1
     PyObject* aw_sleeper(object future) noexcept
+    bint aw_alone(object future) noexcept
     PyObject* aw_sleepers_context(object future) noexcept
     void aw_let_sleeper_go(object future)
 
@@ -60,25 +66,57 @@ DONE.set_result(None)
 
 def _know_futures(bint wanted=True):
     """Find out where a Future has who waits for it. Returns whether that is known now; for tests, `wanted` False forgets."""
-    future, callback, context = Future(loop=_NoLoop()), object(), Context()
     aw_forget_future()
+    if not wanted:
+        return False
+    future, callback, context = Future(loop=_NoLoop()), object(), Context()
+    future.add_done_callback(callback, context=context)
+    if not aw_know_future(future, callback, context, vars(Future)["_asyncio_future_blocking"]):
+        return False
+    aw_note_others(future)
+    future.add_done_callback(callback, context=context)
+    known = aw_know_others(future) and not aw_alone(future)
+    future = Future(loop=_NoLoop())
     for _ in range(2):
         future.add_done_callback(callback, context=context)
-        if not wanted or not aw_know_future(future, callback, context, vars(Future)["_asyncio_future_blocking"]):
-            aw_forget_future()
-            return False
-        aw_let_sleeper_go(future)
-        if future._callbacks or future.done():
-            aw_forget_future()
-            return False
-    return True
+        known = known and aw_sleeper(future) == <PyObject*> callback and aw_alone(future)
+        if known:
+            aw_let_sleeper_go(future)
+            known = not future._callbacks and not future.done() and aw_sleeper(future) == NULL
+    if not known:
+        aw_forget_future()
+    return known
 
 
 _know_futures()
 
+cdef PyCFunction wakeup = NULL              # of asyncio's Task in C, once it was seen
+
+
+cdef bint is_wakeup(PyObject* callback) except -1:
+    """Whether it is the wake-up of a Task in C, to which any Future that is done says the same."""
+    global wakeup
+    if not PyCFunction_CheckExact(callback):
+        return False
+    if wakeup == NULL and type((<object> callback).__self__) is Task and (<object> callback).__name__ == "task_wakeup":
+        wakeup = PyCFunction_GET_FUNCTION(callback)
+    return PyCFunction_GET_FUNCTION(callback) == wakeup
+
+
+cdef int proceed(Awaited operation, PyObject** result) except -1:
+    return operation.proceed(result)
+
+
+# The same, for who looks whether an exception is set.
+cdef int (*quietly_proceed)(Awaited operation, PyObject** result) noexcept
+quietly_proceed = <int (*)(Awaited, PyObject**) noexcept> proceed
+
 
 cdef int am_send(PyObject* self, PyObject* argument, PyObject** result) except -1:
-    return (<Awaited> self).step(result)
+    cdef int status
+    result[0] = NULL
+    status = quietly_proceed(<Awaited> self, result)
+    return (<Awaited> self).failed() if status < 0 else status
 
 
 cdef int install(object kind) except -1:
@@ -121,7 +159,7 @@ cdef class Waiter:
         aw_block(self.future)
         return self.future
 
-    cdef bint asleep(self) except -1:
+    cdef bint asleep(self) noexcept:
         """Whether its task waits, and is not to go on already: it was not woken, and not cancelled."""
         return not self.woken and self.future is not None and (
             aw_sleeper(self.future) != NULL or not self.future.done())
@@ -136,10 +174,11 @@ cdef class Waiter:
         cdef PyObject* result
         if self.woken:
             return 0
-        if aw_sleeper(future) == NULL:             # cancelled; or nobody waits yet; or one can't see who does
+        # None is there where it was cancelled, or nobody waits yet, or one can't see who does.
+        if aw_sleeper(future) == NULL or not aw_alone(future) or not is_wakeup(aw_sleeper(future)):
             return self.wake_soon()
         context = <object> aw_sleepers_context(future)
-        if PyContext_Enter(context) < 0:           # this very context is running: the loop must do it in its turn
+        if PyContext_Enter(context) < 0:           # it is entered already (loops were nested): not from here
             PyErr_Clear()
             return self.wake_soon()
         # From here on nobody can cancel the wait and be told that this was in time: the task goes on at once.
@@ -151,6 +190,10 @@ cdef class Waiter:
         if result == NULL:
             return an_exception_is_set()
         drop(result)
+        if self.woken and aw_sleeper(future) != NULL:
+            # It was not the operation that waited for the Future, but somebody who had it from the operation.
+            self.fresh = False
+            future.set_result(None)
         return 0
 
     cdef int wake_soon(self) except -1:
@@ -164,8 +207,8 @@ cdef class Waiter:
 cdef class Awaited:
     """An awaitable that is a coroutine for asyncio: `asyncio.create_task` and `wait_for` take it. Await it once.
 
-    A class of operations defines `step`, which PyIter_Send calls, and `finish`, which is called when it is thrown into or
-    closed; and is given to `install`."""
+    A class of operations defines `proceed`, which goes on until it has a result or must wait, `failed` for what that raises,
+    and `finish`, which is called when it is thrown into or closed; and is given to `install`."""
 
     def __await__(self):
         return self
@@ -178,7 +221,7 @@ cdef class Awaited:
 
     def send(self, value):
         cdef PyObject* result = NULL
-        cdef int status = self.step(&result)
+        cdef int status = am_send(<PyObject*> self, NULL, &result)
         out = <object> result
         drop(result)
         if status == NEXT:
@@ -198,9 +241,13 @@ cdef class Awaited:
     def close(self):
         self.finish()
 
-    cdef int step(self, PyObject** result) except -1:
+    cdef int proceed(self, PyObject** result) except -1:
         """RETURN with the value it was awaited for, or NEXT with the Future to be yielded; a new reference."""
-        raise NotImplementedError(f"{type(self).__name__} has no step")
+        raise NotImplementedError(f"{type(self).__name__} has no way to proceed")
+
+    cdef int failed(self) except -1:
+        """`proceed` has raised: an exception is set."""
+        return an_exception_is_set()
 
     cdef int finish(self) except -1:
         self.state = FINISHED

@@ -2,7 +2,7 @@
 
    A Task that waits for a Future of exactly asyncio's own type does so without a call into Python: it puts its wake-up and its
    context into two fields. There is no function to take them out again without a list and a tuple, so they are read in the
-   fields; where those are, is found out by looking for what a trial has put there. Where that fails, `aw_sleeper` finds
+   fields; where those are, is found out by looking for what a trial has put there. Where that fails `aw_sleeper` finds
    nobody, and the Future has to be completed, which wakes the task in the loop's next turn.
 
    Every function needs the GIL. */
@@ -12,7 +12,8 @@
 #include <Python.h>
 
 static PyTypeObject *aw_future_type = NULL;     /* that of the fields; NULL: they aren't known */
-static Py_ssize_t aw_callback_at, aw_context_at;
+static Py_ssize_t aw_callback_at, aw_context_at, aw_others_at;
+static PyObject *aw_noted[64];                  /* the words of a Future before it got a second callback */
 static setter aw_set_blocking = NULL;
 static void *aw_set_blocking_closure = NULL;
 
@@ -54,6 +55,29 @@ static int aw_know_future(PyObject *future, PyObject *callback, PyObject *contex
     return 1;
 }
 
+/* Before and after a second callback is added: the list of those is where there was nothing. 1: that is known. */
+static void aw_note_others(PyObject *future)
+{
+    Py_ssize_t size = Py_TYPE(future)->tp_basicsize;
+    memset(aw_noted, 0, sizeof(aw_noted));
+    memcpy(aw_noted, future, size < (Py_ssize_t) sizeof(aw_noted) ? (size_t) size : sizeof(aw_noted));
+}
+
+static int aw_know_others(PyObject *future)
+{
+    Py_ssize_t offset, found = -1;
+    for (offset = sizeof(PyObject); offset + (Py_ssize_t) sizeof(PyObject *) <= Py_TYPE(future)->tp_basicsize
+         && offset < (Py_ssize_t) sizeof(aw_noted); offset += sizeof(PyObject *)) {
+        if (*aw_field(future, offset) == aw_noted[offset / sizeof(PyObject *)])
+            continue;
+        if (found >= 0 || aw_noted[offset / sizeof(PyObject *)] != NULL)
+            return 0;
+        found = offset;
+    }
+    aw_others_at = found;
+    return found >= 0;
+}
+
 static void aw_forget_future(void)
 {
     aw_future_type = NULL;
@@ -71,6 +95,12 @@ static inline int aw_block(PyObject *future)
 static inline PyObject *aw_sleeper(PyObject *future)
 {
     return Py_TYPE(future) == aw_future_type ? *aw_field(future, aw_callback_at) : NULL;
+}
+
+/* Whether nobody else waits for it; where there is a sleeper. */
+static inline int aw_alone(PyObject *future)
+{
+    return *aw_field(future, aw_others_at) == NULL;
 }
 
 /* The context for that; borrowed. */

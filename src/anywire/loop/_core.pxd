@@ -1,6 +1,7 @@
 # The core of the loop: its turn. Loop is Core with the standard library's loop.
 from libc.stdint cimport uint64_t
 
+from anywire.engine._awaiting cimport Waiter
 from anywire.engine._pollers cimport Pollers
 from anywire.engine._watches cimport Watcher
 from anywire.loop._descriptors cimport Descriptors
@@ -23,6 +24,7 @@ cdef class Core(Descriptors):
     cdef uint64_t turns, polls, sleeps
     cdef Py_ssize_t deepest         # largest number of callbacks ready at the start of a turn
     cdef double ran, slept          # seconds of running before `began`, and of sleeping in all
+    cdef Waiter spare_waiter        # of the last read of a stream that waited, for the next one
     cdef bint count_transports      # each transport has a place of its own, too
     cdef public bint _stopping
     cdef public object _thread_id, _task_factory

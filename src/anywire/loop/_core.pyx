@@ -230,6 +230,7 @@ cdef class Core(Descriptors):
         """After the other half has closed: forget all callbacks, release the demultiplexer and the eventfd."""
         self.drop_all()
         self.corked = []
+        self.spare_waiter = None
         self.pollers = Pollers()
         self.watches.close()
         self.wakeup.close()

@@ -253,6 +253,7 @@ cdef class Caller:
         PyContext_Exit(context)
         if result == NULL:
             give_context(handle, context)
+            self.spare = None                          # of which there are more than two references, too
             return self.failed(handle)
         drop(result)
         if Py_REFCNT(context) == 2:

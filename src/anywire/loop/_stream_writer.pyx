@@ -38,7 +38,7 @@ cdef class DrainOperation(Awaited):
         if self.state == NEW:
             PyErr_WarnEx(RuntimeWarning, "coroutine 'StreamWriter.drain' was never awaited", 1)
 
-    cdef int step(self, PyObject** result) except -1:
+    cdef int proceed(self, PyObject** result) except -1:
         if self.state == NEW:
             if self.nothing_to_wait_for():
                 self.rest()

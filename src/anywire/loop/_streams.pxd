@@ -6,15 +6,13 @@ from anywire.engine._awaiting cimport Awaited, Waiter
 cdef class ReadOperation(Awaited):
     cdef object reader, value
     cdef dict fields                    # of the reader
-    cdef Waiter waiter                  # by which it waits, or did; kept for the next read
+    cdef Waiter waiter                  # by which it waits, or did
     cdef int kind
     cdef Py_ssize_t most                # SOME: at most so many bytes; EXACTLY: so many
     cdef bytes separator                # UNTIL, LINE: bytes that end it
     cdef Py_ssize_t searched            # it begins in no earlier place of the reader's buffer
     cdef object attempt(self)
     cdef object attempt_until(self)
-    cdef int proceed(self, PyObject** result) except -1
-    cdef int failed(self) except -1
     cdef object wait(self)
     cdef Py_ssize_t find(self, object buffer) except -2
     cdef object take(self, Py_ssize_t n)

@@ -22,6 +22,7 @@ from cpython.ref cimport Py_INCREF
 from libc.string cimport memcpy
 from anywire.engine._awaiting cimport (
     FINISHED, NEW, NEXT, RETURN, RUNNING, Awaited, Waiter, an_exception_is_set, install)
+from anywire.loop._core cimport Core
 
 from asyncio import IncompleteReadError, LimitOverrunError
 from asyncio.streams import StreamReader, StreamReaderProtocol
@@ -42,15 +43,6 @@ cdef ReadOperation spare = None         # the last one that is over
 cdef tuple NAMES = ("read", "readexactly", "readuntil", "readline")
 
 
-cdef int proceed(ReadOperation operation, PyObject** result) except -1:
-    return operation.proceed(result)
-
-
-# The same, for who looks whether an exception is set.
-cdef int (*quietly_proceed)(ReadOperation operation, PyObject** result) noexcept
-quietly_proceed = <int (*)(ReadOperation, PyObject**) noexcept> proceed
-
-
 @cython.final
 cdef class ReadOperation(Awaited):
     """`StreamReader.read(n)` and `readexactly(n)` for n > 0, `readuntil(separator)`, `readline()`."""
@@ -66,10 +58,6 @@ cdef class ReadOperation(Awaited):
     def __dealloc__(self):
         if self.state == NEW:
             PyErr_WarnEx(RuntimeWarning, f"coroutine 'StreamReader.{NAMES[self.kind]}' was never awaited".encode(), 1)
-
-    cdef int step(self, PyObject** result) except -1:
-        cdef int status = quietly_proceed(self, result)
-        return self.failed() if status < 0 else status
 
     cdef int proceed(self, PyObject** result) except -1:
         cdef object value
@@ -105,7 +93,6 @@ cdef class ReadOperation(Awaited):
         return RETURN
 
     cdef int failed(self) except -1:
-        """An exception is set."""
         try:
             an_exception_is_set()
         except BaseException:
@@ -122,10 +109,7 @@ cdef class ReadOperation(Awaited):
         if fields["_paused"]:
             fields["_paused"] = False
             fields["_transport"].resume_reading()
-        waiter = self.waiter
-        if waiter is None or waiter.loop is not fields["_loop"]:
-            waiter = self.waiter = Waiter.__new__(Waiter)
-            waiter.loop = fields["_loop"]
+        waiter = self.waiter = take_waiter(fields["_loop"])
         waiter.owner = self
         fields["_waiter"] = waiter
         return waiter.sleep()
@@ -239,12 +223,35 @@ cdef class ReadOperation(Awaited):
         """It is over; the object is used again for the next read, when nobody else has it any more."""
         global spare
         self.state = FINISHED
+        if self.waiter is not None:
+            keep_waiter(self.waiter)
+            self.waiter = None
         self.reader = self.fields = self.value = self.separator = None
         spare = self
         return 0
 
 
 install(ReadOperation)
+
+
+# A waiter belongs to its loop, and so it is there that it is kept for the next read.
+
+cdef Waiter take_waiter(object loop):
+    cdef Waiter waiter = None
+    if isinstance(loop, Core):
+        waiter = (<Core> loop).spare_waiter
+    if waiter is not None:
+        (<Core> loop).spare_waiter = None
+        return waiter
+    waiter = Waiter.__new__(Waiter)
+    waiter.loop = loop
+    return waiter
+
+
+cdef int keep_waiter(Waiter waiter) except -1:
+    if isinstance(waiter.loop, Core):
+        (<Core> waiter.loop).spare_waiter = waiter
+    return 0
 
 _standard_read = StreamReader.read
 _standard_readexactly = StreamReader.readexactly

@@ -59,10 +59,12 @@ static int aw_try_contexts(PyObject *outer, PyObject *inner, PyObject *variable)
         right = 0;
     if (right == 1) {
         aw_put_variables(inner, context->variables);
-        if (PyContext_Enter(inner) < 0 || PyContextVar_Get(variable, Py_None, &seen) < 0 || PyContext_Exit(inner) < 0)
+        if (PyContext_Enter(inner) < 0)
             right = -1;
-        else if (seen != variable)
+        else if (PyContextVar_Get(variable, Py_None, &seen) < 0 || seen != variable)
             right = 0;
+        if (right >= 0 && PyContext_Exit(inner) < 0)
+            right = -1;
         aw_put_variables(inner, empty);
         Py_XDECREF(seen);
     }

@@ -1,8 +1,8 @@
 /* Objects that the garbage collector neither counts nor tracks from the beginning.
 
-   It begins a collection when enough container objects have been made since the last one. What waits in a running loop is alive
-   and is not tracked, so handles that are made by the ten thousand would only have it look at everything else for nothing. The
-   memory is what PyObject_GC_New gives, and PyObject_GC_Track and PyObject_GC_Del take it as such. */
+   It begins a collection when enough more container objects have been made than dropped. What waits in a running loop is
+   alive and is not tracked, so handles that are made by the ten thousand would only have it look at everything else for
+   nothing. The memory is what PyObject_GC_New gives, and PyObject_GC_Track takes it as such. */
 #ifndef ANYWIRE_UNCOUNTED_H
 #define ANYWIRE_UNCOUNTED_H
 
@@ -23,7 +23,17 @@ static PyObject *aw_allocate_uncounted(PyTypeObject *type, Py_ssize_t items)
     return PyObject_Init((PyObject *) (memory + AW_GC_HEAD), type);
 }
 
+/* As PyObject_GC_Del, which would count the object's end. */
+static void aw_free_uncounted(void *object)
+{
+    if (PyObject_GC_IsTracked((PyObject *) object))
+        PyObject_GC_UnTrack(object);
+    PyObject_Free((char *) object - AW_GC_HEAD);
+}
+
 #else
+#define aw_free_uncounted PyObject_GC_Del
+
 static PyObject *aw_allocate_uncounted(PyTypeObject *type, Py_ssize_t items)
 {
     PyObject *made = PyType_GenericAlloc(type, items);
@@ -37,6 +47,7 @@ static PyObject *aw_allocate_uncounted(PyTypeObject *type, Py_ssize_t items)
 static void aw_leave_uncounted(PyTypeObject *type)
 {
     type->tp_alloc = aw_allocate_uncounted;
+    type->tp_free = aw_free_uncounted;
 }
 
 #endif
