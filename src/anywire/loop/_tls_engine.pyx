@@ -105,6 +105,8 @@ cdef aw_ssl* ssl_of(object sslobj, object context) except NULL:
     import _ssl
 
     cdef aw_ssl_socket* front
+    if problem() is not None:
+        raise LookupError(trouble)
     if type(sslobj) is ssl.SSLObject and type(sslobj._sslobj) is _ssl._SSLSocket:
         front = <aw_ssl_socket*> <PyObject*> sslobj._sslobj
         if front.Socket == NULL and front.ssl != NULL and front.ctx == <PyObject*> context and \
