@@ -122,7 +122,8 @@ async def test_a_batch_wakes_each_reader_once(many: Many) -> None:
             before = [end.doorbells for end in ends]
             await publisher.send_many(message(number, 200) for number in range(first, first + 200))
             assert max(now.doorbells - then for now, then in zip(ends, before, strict=True)) <= 1
-            await until(lambda: not any(end.unconfirmed for end in ends))      # then they go to sleep
+            await until(lambda: not any(end.unconfirmed for end in ends))
+            await asyncio.sleep(0.01)                  # they have taken it all, and now they go to sleep
         assert await asyncio.gather(*takers) == [list(range(2000))] * 3
         assert min(end.doorbells for end in ends) >= 1
 
