@@ -1,7 +1,8 @@
 """How many requests a second do unmodified HTTP servers answer on each event loop? uvicorn and aiohttp under wrk.
 
 "hello world" over 50 kept connections. uvicorn (httptools, no access log) runs a bare ASGI application. To be shown for
-anywire's loop: 1.1 × uvloop with both.
+anywire's loop: 1.1 × uvloop with both. Compare `server_cpu_us`, CPU time of the server for one request, when something
+else runs on the machine.
 """
 
 from __future__ import annotations
@@ -10,10 +11,12 @@ import asyncio
 import contextlib
 import importlib
 import importlib.util
+import os
 import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 from anywire.cli.measure import turns
@@ -65,26 +68,37 @@ def serve_aiohttp(loop: str) -> None:
     loops.run(loop, main())
 
 
-def under_wrk(port: int, seconds: float) -> dict[str, float] | str:
-    """One run of wrk: requests a second and latency, or what went wrong."""
+def cpu_seconds(pid: int) -> float:
+    """What the process has used so far (proc(5), utime and stime)."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def under_wrk(port: int, seconds: float, pid: int) -> dict[str, float] | str:
+    """One run of wrk against the server with this process id: requests a second and latency, or what went wrong."""
+    before = cpu_seconds(pid)
     command = ["taskset", "-c", str(CLIENT_CORE), "wrk", "-t1", f"-c{CONNECTIONS}", f"-d{max(1, round(seconds))}s"]
     done = subprocess.run(
         [*command, "--latency", f"http://127.0.0.1:{port}/"], capture_output=True, text=True, check=False,
         timeout=seconds + 30,
     )
+    used = cpu_seconds(pid) - before
+    answered = re.search(r"(\d+) requests in", done.stdout)
     rate = re.search(r"Requests/sec:\s+([\d.]+)", done.stdout)
     half, most = (re.search(rf"{share}%\s+([\d.]+)(\w*)", done.stdout) for share in (50, 99))
     bad = re.search(r"(Socket errors|Non-2xx).*", done.stdout)
-    if done.returncode or rate is None or half is None or most is None or bad is not None:
+    if done.returncode or None in (answered, rate, half, most) or bad is not None:
         return bad[0] if bad else (done.stderr.strip().splitlines() or ["wrk said nothing"])[-1]
+    assert answered and rate and half and most
     return {
-        "rate": float(rate[1]), "p50_us": float(half[1]) * SECONDS[half[2]] * 1e6,
+        "rate": float(rate[1]), "server_cpu_us": used / int(answered[1]) * 1e6,
+        "p50_us": float(half[1]) * SECONDS[half[2]] * 1e6,
         "p99_us": float(most[1]) * SECONDS[most[2]] * 1e6,
     }
 
 
 def main() -> None:
-    arguments = options(__doc__, rounds=5, seconds=2).parse_args()
+    arguments = options(__doc__, rounds=11, seconds=1).parse_args()
     if arguments.serve:
         kind, _, loop = arguments.serve.partition(", ")
         {"uvicorn": serve_uvicorn, "aiohttp": serve_aiohttp}[kind](loop)
@@ -117,12 +131,16 @@ def main() -> None:
         for number in range(arguments.rounds):
             for kind in kinds:
                 for name in turns([name for name in servers if name.startswith(kind)], number):
-                    report.results.add(f"{kind}, {CELL}", name, under_wrk(ports[name], arguments.seconds))
+                    figures = under_wrk(ports[name], arguments.seconds, servers[name].pid)
+                    report.results.add(f"{kind}, {CELL}", name, figures)
     for kind in kinds:
         cell, ours, base = f"{kind}, {CELL}", f"{kind}, anywire", f"{kind}, uvloop"
-        report.rates(cell, base, "rate", ("p50_us", "p99_us"))
+        report.rates(cell, base, "rate", ("server_cpu_us", "p50_us", "p99_us"))
         if "anywire" in here:
             report.claim(f"{ours}, of {base}", report.results.ratio(cell, ours, base, "rate"), TARGET)
+            cpu = report.results.ratio(cell, base, ours, "server_cpu_us")
+            if cpu is not None:
+                report.note(f"      {ours}: {cpu:.2f} × by CPU time of the server")
     report.finish(arguments.json)
 
 

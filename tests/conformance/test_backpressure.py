@@ -21,8 +21,8 @@ BOUND = 24 * MIB
 
 
 async def filled(channel: Any, size: int) -> int:
-    """Send until nothing more is taken; how many messages that were. What is on its way inside the kernel may make room a
-    moment after a refusal."""
+    """Send until nothing more is taken; how many messages that were. What is on its way inside the kernel may make room
+    a moment after a refusal."""
     count = refused = 0
     while refused < 3:
         if channel.try_send(message(count, size)):
