@@ -326,7 +326,7 @@ def test_a_signal_handler_may_use_the_queue_whose_get_it_interrupted() -> None:
     q.close()
 
 
-@pytest.mark.no_sanitize      # thirty forks beside the test runner's thread: a child may find the sanitizer's allocator locked
+@pytest.mark.no_sanitize  # forks beside other threads: gcc's ASan may hold its allocator's lock at that moment
 def test_readiness_is_exact_for_selectors(forked: Any) -> None:
     q = ours.SimpleQueue()
     reader = q._reader
